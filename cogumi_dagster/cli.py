@@ -1,0 +1,244 @@
+"""``cogumi``: the graph, the server, and every stage on a user's own files."""
+
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from cogumi_dagster.lib.errors import CogumiError
+
+app = typer.Typer(
+    name="cogumi",
+    help="Turn large teachers into small, compressed, routed models.\n\n"
+    "Start with [bold]cogumi run --profile quick[/bold], then [bold]cogumi chat[/bold]. "
+    "Profiles are YAML files in resources/profiles; offline, nothing asks for a key or a GPU.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+GRAPH, MODEL, STAGES = "The graph", "The model", "Stages, on your own files"
+ProfileOption = Annotated[
+    Optional[str],  # noqa: UP007, UP045 (typer reads it)
+    typer.Option("--profile", "-p", help="A name in resources/profiles, or a path to a YAML file.", show_default="local"),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _profile(name: str | None) -> str:
+    """Make the choice of profile known to the code location, before it is loaded."""
+    if name:
+        os.environ["COGUMI_PROFILE"] = name
+    from resources import profile_path, read_profile
+
+    read_profile(name)
+    return str(profile_path(name))
+
+
+@app.command(rich_help_panel=GRAPH)
+def run(
+    profile: ProfileOption = None,
+    select: Annotated[str, typer.Option(help="Assets to materialize, separated by commas; all when left out.")] = "",
+    partition: Annotated[str, typer.Option(help="Only this domain, modifier or strategy.")] = "",
+) -> None:
+    """Materialize what is not up to date: everything, or some assets. Run again after a kill: it continues."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import run_graph
+
+    raise typer.Exit(run_graph([name for name in select.split(",") if name], partition or None))
+
+
+@app.command(rich_help_panel=GRAPH)
+def demo(profile: ProfileOption = "quick") -> None:
+    """Run the whole pipeline, show its assets and checks, and ask the served model three questions."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import run_demo
+
+    raise typer.Exit(run_demo())
+
+
+@app.command(rich_help_panel=GRAPH)
+def plan(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """Say what a run would make and why, how long that took last time, and how large the served file will be."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import show_plan
+
+    show_plan(as_json)
+
+
+@app.command(rich_help_panel=GRAPH)
+def status(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+    """Show every artifact and every check, with figures and thresholds."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import show_status
+
+    show_status(as_json)
+
+
+@app.command(rich_help_panel=GRAPH)
+def verify(profile: ProfileOption = None) -> None:
+    """Re-hash every artifact; exit with 1 where a byte has changed."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import verify_store
+
+    raise typer.Exit(verify_store())
+
+
+@app.command(rich_help_panel=GRAPH)
+def report(profile: ProfileOption = None) -> None:
+    """Print the path of the HTML report."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import report_path
+
+    typer.echo(report_path())
+
+
+@app.command(rich_help_panel=GRAPH)
+def ledger(profile: ProfileOption = None) -> None:
+    """Show what the teachers cost, by teacher, domain and day."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import show_ledger
+
+    show_ledger()
+
+
+@app.command(rich_help_panel=GRAPH)
+def dev(
+    profile: ProfileOption = None,
+    port: Annotated[int, typer.Option(help="Port of the Dagster UI.")] = 3000,
+) -> None:
+    """Open the Dagster UI with sensors and schedules running, after settling runs that a crash left behind."""
+    _profile(profile)
+    from cogumi_dagster.commands.graph import open_ui
+
+    open_ui(port)
+
+
+@app.command(rich_help_panel=MODEL)
+def serve(
+    bundle: Annotated[Optional[Path], typer.Argument(help="A bundle folder; the profile's own when left out.")] = None,  # noqa: UP007, UP045
+    profile: ProfileOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[Optional[int], typer.Option(help="Port to listen on.", show_default="8600")] = None,  # noqa: UP007, UP045
+    token: Annotated[str, typer.Option(envvar="COGUMI_TOKEN", help="Bearer token; one is made when left out.")] = "",
+) -> None:
+    """Serve a bundle behind OpenAI's API: models cogumi (routed), cogumi-base, cogumi-code, ..."""
+    _profile(profile)
+    from cogumi_dagster.commands.model import serve_bundle
+
+    serve_bundle(bundle, host, port, token or None)
+
+
+@app.command(rich_help_panel=MODEL)
+def chat(
+    profile: ProfileOption = None,
+    url: Annotated[str, typer.Option(help="A running server; one is started when left out.")] = "",
+    port: Annotated[int, typer.Option(help="Port of the chat page.")] = 7860,
+    token: Annotated[str, typer.Option(envvar="COGUMI_TOKEN", help="The server's bearer token.")] = "",
+) -> None:
+    """Open a chat page that shows the route, confidence and modifier of each answer."""
+    _profile(profile)
+    from cogumi_dagster.commands.model import open_chat
+
+    open_chat(url, port, token or None)
+
+
+@app.command(rich_help_panel=STAGES)
+def dedup(
+    inputs: Annotated[list[Path], typer.Argument(metavar="IN... OUT", help="JSONL files, and last the file to write.")],
+    threshold: Annotated[float, typer.Option(help="Jaccard similarity from which two texts are duplicates.")] = 0.8,
+    shingle: Annotated[int, typer.Option(help="Characters in a shingle.")] = 3,
+    keep: Annotated[str, typer.Option(help="best (highest quality score) or first.")] = "best",
+    as_json: JsonOption = False,
+) -> None:
+    """Remove near-duplicates: MinHash-LSH finds candidates, exact Jaccard decides."""
+    from cogumi_dagster.commands.stages import dedup_command
+
+    dedup_command(inputs, threshold, shingle, keep, as_json)
+
+
+@app.command("export-gguf", rich_help_panel=STAGES)
+def export_gguf(
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder of a Llama-family model.")],
+    out: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
+    kind: Annotated[str, typer.Option("--type", help="F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, ...")] = "Q5_K_M",
+) -> None:
+    """Write a checkpoint as GGUF, quantized by llama.cpp."""
+    from cogumi_dagster.commands.stages import export_gguf_command
+
+    export_gguf_command(checkpoint, out, kind)
+
+
+@app.command("export-lora", rich_help_panel=STAGES)
+def export_lora(
+    adapter: Annotated[Path, typer.Argument(help="A PEFT LoRA folder.")],
+    out: Annotated[Path, typer.Argument(help="The GGUF adapter to write.")],
+    base: Annotated[Path, typer.Option(help="The checkpoint that the adapter was trained on.")],
+) -> None:
+    """Write a PEFT LoRA adapter as a GGUF adapter."""
+    from cogumi_dagster.commands.stages import export_lora_command
+
+    export_lora_command(adapter, out, base)
+
+
+@app.command(rich_help_panel=STAGES)
+def pack(
+    source: Annotated[Path, typer.Argument(help="A file, such as a GGUF.")],
+    out: Annotated[Path, typer.Argument(help="The package folder to write.")],
+    level: Annotated[int, typer.Option(min=1, max=22, help="zstd level.")] = 10,
+) -> None:
+    """Pack a file with zstd, a trained dictionary and a SHA-256 manifest."""
+    from cogumi_dagster.commands.stages import pack_command
+
+    pack_command(source, out, level)
+
+
+@app.command(rich_help_panel=STAGES)
+def unpack(
+    package: Annotated[Path, typer.Argument(help="A package folder.")],
+    out: Annotated[Path, typer.Argument(help="The file to write.")],
+) -> None:
+    """Unpack a package, checking every byte."""
+    from cogumi_dagster.commands.stages import unpack_command
+
+    unpack_command(package, out)
+
+
+def main() -> None:
+    """Entry point: an error that the user can mend is one sentence and exit status 1, never a traceback."""
+    for noisy in ("httpx", "transformers", "sentence_transformers", "llama.cpp"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore")
+    from cogumi_dagster.home import ensure_home
+
+    try:
+        ensure_home()
+        app()
+    except CogumiError as error:
+        from rich.console import Console
+        from rich.markup import escape
+
+        console = Console(stderr=True, highlight=False)
+        console.print(f"[bold red]error:[/] {escape(error.problem)}")
+        if error.mend:
+            console.print(f"[bold]mend:[/]  {escape(error.mend)}")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        print(f"error: the package {error.name!r} is not installed\nmend:  make install", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

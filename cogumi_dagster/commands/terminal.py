@@ -1,0 +1,96 @@
+"""Progress and tables in the terminal."""
+
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table as RichTable
+
+from cogumi_dagster.defs.pipeline import Node
+from cogumi_dagster.lib.report.card import Table
+
+console = Console(highlight=False)
+NOTE_EVERY_SECONDS = 20.0
+DEFAULT_SECONDS = 5.0
+EXPECTED = Path(__file__).resolve().parent.parent.parent / "resources" / "expected_seconds.json"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+class RunProgress:
+    """Listens to the steps of a run: a line for each asset, how far it is, and how long the rest will take.
+
+    The estimate starts from what each artifact took last time (or took the authors), and is scaled by
+    how this machine has done so far.
+    """
+
+    def __init__(self, nodes: Sequence[Node], profile: str) -> None:
+        self.todo = [node for node in nodes if node.reason]
+        expected: Mapping[str, Mapping[str, float]] = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
+        known = expected.get(profile, {})
+        self.expected = {n.label: n.seconds or known.get(n.asset, DEFAULT_SECONDS) for n in self.todo}
+        self.waiting = dict.fromkeys(node.label for node in self.todo)
+        self.started = time.monotonic()
+        self.step_started = self.last_note = self.started
+        self.label = ""
+        self.share = 0.0
+        self.spent_expected = self.spent_actual = 0.0
+        self.done = 0
+
+    def __call__(self, asset: str, partition: str | None, done: int, total: int, note: str) -> None:
+        label = f"{asset}[{partition}]" if partition else asset
+        shown = escape(label)
+        now = time.monotonic()
+        if done < 0:
+            self._ended(label, now, note)
+        elif total == 0:
+            self.label, self.share, self.step_started, self.last_note = label, 0.0, now, now
+            self._line(f"{self._place()} {shown} ...")
+        else:
+            self.share = done / total
+            if now - self.last_note > NOTE_EVERY_SECONDS:
+                self.last_note = now
+                self._line(f"{self._place()} {shown}: {done} of {total}, {note} ({self._left()} left in all)")
+
+    def _ended(self, label: str, now: float, note: str) -> None:
+        if label in self.waiting:
+            del self.waiting[label]
+            self.done += 1
+        if note != "unchanged":
+            self.spent_expected += self.expected.get(label, DEFAULT_SECONDS)
+            self.spent_actual += now - self.step_started
+        self._line(f"{self._place(0)} [green]{escape(label)}[/] {note} ({self._left()} left in all)")
+
+    def _place(self, ahead: int = 1) -> str:
+        total = len(self.todo)
+        return f"[dim]\\[{min(total, self.done + ahead):>{len(str(total))}}/{total}][/]"
+
+    def _left(self) -> str:
+        pace = self.spent_actual / self.spent_expected if self.spent_expected > 10 else 1.0
+        rest = sum(self.expected[label] for label in self.waiting)
+        rest -= self.share * self.expected.get(self.label, 0.0) if self.label in self.waiting else 0.0
+        return duration(max(0.0, rest * pace))
+
+    def _line(self, text: str) -> None:
+        console.print(text)
+        sys.stdout.flush()
+
+
+def print_table(table: Table, *, hide: Sequence[str] = ()) -> None:
+    """One of the report's tables, in the terminal."""
+    colours = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}
+    shown = [i for i, column in enumerate(table.columns) if column not in hide]
+    rich = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    for index in shown:
+        rich.add_column(table.columns[index], overflow="fold", header_style="dim")
+    for row in table.rows:
+        rich.add_row(*(colours.get(row[i], row[i].replace("[", "\\[")) for i in shown))
+    console.print()
+    console.print(rich)

@@ -1,0 +1,281 @@
+"""``@artifact``: a function from upstream artifacts to a report becomes a Dagster asset.
+
+The decorated function gets a ``Step``, writes files into ``step.out`` and returns a frozen report.
+Around it, once for all assets: inputs are resolved from the graph; an artifact whose inputs, config
+and code have not changed is reused; the write is atomic; the report becomes metadata; its claims
+become asset checks; errors that a retry cannot cure are not retried.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from cogumi_dagster.defs.claims import Claim, Verdict, evaluate
+from cogumi_dagster.defs.metadata import metadata_of
+from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import report_json
+from cogumi_dagster.lib.profile import Profile
+from cogumi_dagster.lib.progress import Progress
+from cogumi_dagster.lib.teacher_data import teacher_data_version
+from resources.artifact_store import ArtifactStoreResource
+from resources.compute import ComputeResource
+from resources.embeddings import EmbeddingsResource
+from resources.inference import InferenceResource
+from resources.settings import ProfileResource
+from resources.teachers import TeachersResource
+
+TEACHER_DATA = "teacher_data"
+CONFIG_KEY = "cogumi/config"
+CODE_KEY = "cogumi/code_version"
+OWNERS = ["team:cogumi"]
+LOG_EVERY_SECONDS = 15.0
+
+Listener = Callable[[str, str | None, int, int, str], None]
+"""``listener(asset, partition, done, total, note)``; total 0 means started, done -1 means ended."""
+listeners: list[Listener] = []
+
+
+@dataclass
+class Step:
+    """What an asset's body works with: its inputs, its output folder, and the world."""
+
+    profile: Profile
+    partition: str | None
+    inputs: Mapping[str, Mapping[str | None, ArtifactRef]]
+    out: Path
+    scratch: Path
+    progress: Progress
+    run_id: str
+    store: ArtifactStore
+    settings: ProfileResource
+    compute: ComputeResource
+    inference: InferenceResource
+    teachers: TeachersResource
+    embeddings: EmbeddingsResource
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Metadata beyond the report."""
+
+    def path(self, asset: str) -> Path:
+        """The folder of an upstream artifact of which there is one."""
+        (ref,) = self.inputs[asset].values()
+        return ref.path
+
+    def paths(self, asset: str) -> dict[str, Path]:
+        """The folders of an upstream artifact by partition."""
+        return {str(partition): ref.path for partition, ref in self.inputs[asset].items()}
+
+    def versions(self) -> dict[str, str]:
+        return {_label(a, p): ref.version for a, refs in self.inputs.items() for p, ref in refs.items()}
+
+    @property
+    def name(self) -> str:
+        """The partition, where the asset has one."""
+        assert self.partition is not None
+        return self.partition
+
+
+def artifact(
+    *,
+    group: str,
+    kinds: set[str],
+    config: Sequence[str] = (),
+    deps: Sequence[Any] = (),
+    partitions_def: dg.PartitionsDefinition | None = None,
+    claims: Sequence[Claim] = (),
+    pool: str | None = None,
+    retry_policy: dg.RetryPolicy | None = None,
+    code_version: str = "1",
+) -> Callable[[Callable[[Step], Any]], dg.AssetsDefinition]:
+    """Declare an asset. ``config`` names the profile's sections that the artifact depends on."""
+
+    def decorate(body: Callable[[Step], Any]) -> dg.AssetsDefinition:
+        name = body.__name__
+
+        @dg.asset(
+            name=name,
+            description=body.__doc__,
+            group_name=group,
+            kinds=kinds,
+            owners=OWNERS,
+            deps=list(deps),
+            partitions_def=partitions_def,
+            check_specs=[claim.spec(name) for claim in claims],
+            pool=pool,
+            retry_policy=retry_policy,
+            code_version=code_version,
+            automation_condition=_on_changed_inputs(),
+            metadata={CONFIG_KEY: dg.MetadataValue.json(list(config)), CODE_KEY: code_version},
+        )
+        def materialize(
+            context: dg.AssetExecutionContext,
+            settings: ProfileResource,
+            store: ArtifactStoreResource,
+            compute: ComputeResource,
+            inference: InferenceResource,
+            teachers: TeachersResource,
+            embeddings: EmbeddingsResource,
+        ) -> dg.MaterializeResult:
+            opened = store.open()
+            partition = context.partition_key if context.has_partition_key and partitions_def else None
+            try:
+                inputs = _inputs(context, opened)
+                versions = {_label(a, p): ref.version for a, refs in inputs.items() for p, ref in refs.items()}
+                versions |= teacher_versions(settings, _teacher_partitions(context))
+                chosen = config_of(settings.profile, config)
+                current = opened.current(name, partition)
+                if current and current.manifest.fingerprint == fingerprint_of(code_version, chosen, versions):
+                    _announce(name, partition, -1, 0, "unchanged")
+                    return _result(current, reused=True)
+                fingerprint = fingerprint_of(code_version, chosen, versions)
+                scratch = opened.root / ".scratch" / f"{name}-{partition or '_'}-{fingerprint[:12]}"
+                scratch.mkdir(parents=True, exist_ok=True)
+                _announce(name, partition, 0, 0, "")
+                with ExitStack() as stack:
+                    if pool:
+                        stack.enter_context(compute.gpu_lease(opened.root.parent))
+                    stack.enter_context(compute.limits())
+                    draft = stack.enter_context(
+                        opened.write(name, partition, code_version=code_version, config=chosen, inputs=versions)
+                    )
+                    step = Step(
+                        settings.profile, partition, inputs, draft.path, scratch, _progress(context, name, partition),
+                        context.run_id, opened, settings, compute, inference, teachers, embeddings,
+                    )  # fmt: skip
+                    report = body(step)
+                    metrics = report_json(report)
+                    verdicts = [evaluate(claim, metrics, settings.profile.thresholds) for claim in claims]
+                    draft.metrics = {"report": metrics, "checks": [asdict(v) for v in verdicts], **step.extra}
+                shutil.rmtree(scratch, ignore_errors=True)
+                assert draft.ref is not None
+                _announce(name, partition, -1, 0, f"{draft.ref.manifest.seconds:.1f} s")
+                return _result(draft.ref, reused=False)
+            except CogumiError as error:
+                raise dg.Failure(description=str(error), allow_retries=error.retryable) from error
+            except MemoryError as error:
+                limit = settings.profile.compute.memory_gb
+                raise dg.Failure(
+                    description=f"{name} needs more than compute.memory_gb = {limit:g} GB\n"
+                    "  mend: raise it in the profile, or lower the batch or calibration sizes",
+                    allow_retries=False,
+                ) from error
+
+        return materialize
+
+    return decorate
+
+
+def _on_changed_inputs() -> dg.AutomationCondition:  # type: ignore[type-arg]
+    """``eager``, but not for a re-materialization with the same data version (dagster#25439), and not
+    past a failed blocking check of an input."""
+    condition = dg.AutomationCondition
+    changed = condition.any_deps_match(condition.data_version_changed() | condition.will_be_requested())
+    failed = condition.any_deps_match(condition.any_checks_match(condition.check_failed(), blocking_only=True))
+    return condition.eager().replace("any_deps_updated", changed.with_label("any_deps_updated")) & ~failed
+
+
+def config_of(profile: Profile, sections: Sequence[str]) -> dict[str, Any]:
+    """The named sections of a profile (``compression.pruning``) as JSON; the seed is always part of it."""
+    chosen: dict[str, Any] = {"seed": profile.seed}
+    for section in sections:
+        value: Any = profile
+        for part in section.split("."):
+            value = getattr(value, part)
+        chosen[section] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
+    return chosen
+
+
+def teacher_versions(settings: ProfileResource, domains: Sequence[str]) -> dict[str, str]:
+    """The version of ``teacher_data`` for each domain, as if it were an input artifact."""
+    return {
+        _label(TEACHER_DATA, domain): teacher_data_version(
+            settings.profile, domain, settings.sources, settings.catalogue
+        )
+        for domain in domains
+    }
+
+
+def _label(asset: str, partition: str | None) -> str:
+    return f"{asset}[{partition}]" if partition else asset
+
+
+def _dependencies(context: dg.AssetExecutionContext) -> Iterator[tuple[str, list[str | None]]]:
+    """(asset, partitions) of each input, as the graph's partition mappings say."""
+    for name in context.op_def.ins:
+        key = context.asset_key_for_input(name)
+        try:
+            partitions: list[str | None] = sorted(context.asset_partition_keys_for_input(name))
+        except dg.DagsterInvariantViolationError:
+            partitions = [None]
+        except Exception as error:
+            if "no asset partitions" not in str(error):
+                raise
+            partitions = [None]
+        yield key.path[-1], partitions
+
+
+def _inputs(
+    context: dg.AssetExecutionContext, store: ArtifactStore
+) -> dict[str, dict[str | None, ArtifactRef]]:
+    return {
+        asset: {partition: store.get(asset, partition) for partition in partitions}
+        for asset, partitions in _dependencies(context)
+        if asset != TEACHER_DATA
+    }
+
+
+def _teacher_partitions(context: dg.AssetExecutionContext) -> list[str]:
+    return [str(p) for asset, partitions in _dependencies(context) if asset == TEACHER_DATA for p in partitions]
+
+
+def _progress(context: dg.AssetExecutionContext, name: str, partition: str | None) -> Progress:
+    started = last = time.monotonic()
+
+    def report(done: int, total: int, note: str = "") -> None:
+        nonlocal last
+        _announce(name, partition, done, total, note)
+        now = time.monotonic()
+        if now - last > LOG_EVERY_SECONDS and done:
+            left = (now - started) / done * (total - done)
+            context.log.info(f"{done} of {total} ({note}), about {left:.0f} s left")
+            last = now
+
+    return report
+
+
+def _announce(name: str, partition: str | None, done: int, total: int, note: str) -> None:
+    for listener in listeners:
+        listener(name, partition, done, total, note)
+
+
+def _result(ref: ArtifactRef, *, reused: bool) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    manifest = ref.manifest
+    metadata = {
+        "bytes": manifest.bytes,
+        "files": len(manifest.files),
+        "seconds": round(manifest.seconds, 2),
+        "path": dg.MetadataValue.path(str(ref.path)),
+        "reused": reused,
+        **metadata_of(manifest.metrics.get("report", {})),
+    }
+    taught = [version for name, version in manifest.inputs.items() if name.startswith(TEACHER_DATA)]
+    if taught:
+        metadata[TEACHER_DATA] = taught[0]
+    if "rows" in manifest.metrics.get("report", {}) and isinstance(manifest.metrics["report"]["rows"], int):
+        metadata["dagster/row_count"] = manifest.metrics["report"]["rows"]
+    verdicts = [Verdict(**{**row, "interval": _pair(row["interval"])}) for row in manifest.metrics.get("checks", ())]
+    return dg.MaterializeResult(
+        metadata=metadata,
+        data_version=dg.DataVersion(manifest.data_version),
+        check_results=[verdict.result() for verdict in verdicts],
+    )
+
+
+def _pair(value: Any) -> tuple[float, float] | None:
+    return None if value is None else (float(value[0]), float(value[1]))

@@ -1,0 +1,99 @@
+"""What is shipped: the bundle, its evaluation as a system, and the report."""
+
+import dagster as dg
+
+from cogumi_dagster.defs.artifact import Step, artifact
+from cogumi_dagster.defs.base.assets import base_checkpoint, student_model
+from cogumi_dagster.defs.compression.assets import compression_frontier, gguf_model, packaged_base, w4a16_checkpoint
+from cogumi_dagster.defs.deployment import checks
+from cogumi_dagster.defs.modifiers.assets import modifier_evaluation, packaged_modifier
+from cogumi_dagster.defs.routing.assets import ESCALATION, escalation_detector, router_model
+from cogumi_dagster.defs.strategy.assets import strategy_evaluation
+from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
+from cogumi_dagster.lib.evaluation.system import SystemReport, evaluate_system
+from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, tokenizer_files
+from cogumi_dagster.lib.report.card import CardReport, write_card
+from cogumi_dagster.lib.routing.escalation import EscalationDetector
+from cogumi_dagster.lib.routing.router import Router
+from cogumi_dagster.lib.serving.answering import Assistant
+from cogumi_dagster.lib.serving.bundle import BundleReport, open_bundle, write_bundle
+
+BUNDLE = "bundle"
+
+
+@artifact(
+    group="deployment",
+    kinds={"gguf", "json"},
+    deps=[
+        gguf_model,
+        base_checkpoint,
+        dg.AssetDep(packaged_modifier, partition_mapping=dg.AllPartitionMapping()),
+        router_model,
+        escalation_detector,
+    ],
+    claims=checks.SERVING_BUNDLE,
+)
+def serving_bundle(step: Step) -> BundleReport:
+    """One folder with a manifest: base, modifiers, router, escalation detector, and every hash and contract."""
+    adapters = {name: folder / ADAPTER_FILE for name, folder in step.paths("packaged_modifier").items()}
+    report = write_bundle(
+        step.out / BUNDLE,
+        base_gguf=step.path("gguf_model") / MODEL_FILE,
+        adapters=adapters,
+        contracts={},  # each adapter carries its own in its metadata
+        router_dir=step.path("router_model"),
+        escalation=step.path("escalation_detector") / ESCALATION,
+        tokenizer_files=tokenizer_files(step.path("base_checkpoint")),
+        card={"profile": step.profile.name, "artifacts": step.versions()},
+    )
+    open_bundle(step.out / BUNDLE, verify=True)
+    return report
+
+
+@artifact(
+    group="deployment",
+    kinds={"gguf"},
+    config=("routing.examples", "humaneval_problems"),
+    deps=[serving_bundle],
+    claims=checks.SYSTEM_EVALUATION,
+    pool="gpu",
+)
+def system_evaluation(step: Step) -> SystemReport:
+    """The served system on fresh test tasks against the base alone, each modifier, the oracle and the teacher."""
+    bundle = open_bundle(step.path("serving_bundle") / BUNDLE)
+    router = Router.load(bundle.router_dir)
+    with step.inference.engine(bundle.base_gguf, bundle.adapters) as engine:
+        assistant = Assistant(engine, router, EscalationDetector.load(bundle.escalation))
+        return evaluate_system(
+            engine,
+            router,
+            assistant,
+            step.out,
+            count=step.profile.routing.examples,
+            humaneval=step.profile.humaneval_problems,
+            seed=step.profile.seed,
+            progress=step.progress,
+        )
+
+
+@artifact(
+    group="deployment",
+    kinds={"html", "markdown"},
+    deps=[
+        student_model,
+        w4a16_checkpoint,
+        packaged_base,
+        compression_frontier,
+        dg.AssetDep(modifier_evaluation, partition_mapping=dg.AllPartitionMapping()),
+        dg.AssetDep(strategy_evaluation, partition_mapping=dg.AllPartitionMapping()),
+        system_evaluation,
+    ],
+    claims=checks.MODEL_CARD,
+)
+def model_card(step: Step) -> CardReport:
+    """The report: every artifact, every check with its figure, and the plots, as HTML and Markdown."""
+    refs = [ref for ref in step.store.artifacts() if ref.manifest.asset != "model_card"]
+    return write_card(refs, step.profile, step.out)
+
+
+ASSETS = [serving_bundle, system_evaluation, model_card]

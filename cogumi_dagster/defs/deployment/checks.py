@@ -1,0 +1,16 @@
+"""What is shipped must show this."""
+
+from cogumi_dagster.defs.claims import Claim
+
+SERVING_BUNDLE = (
+    Claim("files", "files", "files in the bundle, all hashed and verified on opening", at_least=5, blocking=True),
+)
+SYSTEM_EVALUATION = (
+    Claim("no_regression", lambda m: 1.0 - float(m["regresses"]), "routing loses no more than it wins, beyond chance", at_least=1.0),
+    Claim("gain", "gain", "accuracy of the routed system minus the base alone", at_least=0.0),
+    Claim("served_as_evaluated", "spot_checks_equal", "answers of the assistant that took the evaluated route", at_least=1.0),
+    Claim("benchmark", lambda m: m["benchmarks"][0]["accuracy"]["value"], "HumanEval pass@1 of the base", at_least="benchmark_accuracy"),
+)  # fmt: skip
+MODEL_CARD = (
+    Claim("complete", "missing", "assets of the graph that the report lacks", at_most=0),
+)

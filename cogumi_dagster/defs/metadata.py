@@ -1,0 +1,71 @@
+"""A report as Dagster metadata: numbers to plot over time, tables, and small SVGs that render inline."""
+
+import base64
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import dagster as dg
+
+from cogumi_dagster.lib.evaluation import plots
+
+MAX_ROWS = 20
+
+
+def metadata_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Each top-level figure of a report's JSON form as the metadata value that shows it best."""
+    shown: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if name == "curve" and value:
+            shown["loss_curve"] = svg(plots.line_plot({"loss": [(x, y) for x, y in value]}, "Loss", "step", "loss"))
+        elif name == "points" and value:
+            shown["map"] = svg(
+                plots.scatter_plot(
+                    [plots.Point(x, y, group=str(label)) for x, y, label in value], "Failures by pattern", "PC 1", "PC 2"
+                )
+            )
+        elif isinstance(value, Mapping) and {"value", "low", "high", "count"} <= set(value):
+            shown[name] = _proportion(value)
+        elif isinstance(value, bool | int | float | str):
+            shown[name] = value
+        elif _is_table(value):
+            shown[name] = dg.MetadataValue.md(table(value))
+        elif isinstance(value, Mapping | list | tuple) and value:
+            shown[name] = dg.MetadataValue.json(json.loads(json.dumps(value, default=str)))
+    return shown
+
+
+def _proportion(value: Mapping[str, Any]) -> str:
+    if value["value"] is None:
+        return f"not evaluated ({value['count']} cases)"
+    of = f"{value['successes']} of {value['count']}" if "successes" in value else f"{value['count']} cases"
+    return f"{value['value']:.3f} ({of}; 95 %: {value['low'] or 0:.3f} to {value['high'] or 0:.3f})"
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(row, Mapping) for row in value)
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows of equal keys as a Markdown table."""
+    columns = list(rows[0])
+    lines = [" | ".join(column.replace("_", " ") for column in columns), " | ".join("---" for _ in columns)]
+    lines += [" | ".join(cell(row.get(column)) for column in columns) for row in rows[:MAX_ROWS]]
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def cell(value: Any) -> str:
+    if isinstance(value, Mapping) and {"value", "count"} <= set(value):
+        return _proportion(value)
+    if isinstance(value, float):
+        return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def svg(text: str) -> dg.MarkdownMetadataValue:
+    """An SVG that the UI renders inline."""
+    return dg.MetadataValue.md(f"![plot](data:image/svg+xml;base64,{base64.b64encode(text.encode()).decode()})")

@@ -1,0 +1,196 @@
+"""Modifiers: what the served base gets wrong, patterned, taught, trained, packaged and gated."""
+
+import dagster as dg
+
+from cogumi_dagster.defs.artifact import Step, artifact
+from cogumi_dagster.defs.compression.assets import gguf_model
+from cogumi_dagster.defs.base.assets import base_checkpoint
+from cogumi_dagster.defs.modifiers import checks
+from cogumi_dagster.defs.partitions import modifier_partitions
+from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
+from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
+from cogumi_dagster.lib.modifiers.cascade import CascadeReport, run_cascade
+from cogumi_dagster.lib.modifiers.evaluate import ModifierReport, evaluate_modifier
+from cogumi_dagster.lib.modifiers.failures import FailuresReport, find_failures
+from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
+from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
+from cogumi_dagster.lib.modifiers.train import modifier_pairs, train_on_served_weights
+from cogumi_dagster.lib.tasks import verify
+from cogumi_dagster.lib.tasks.base import Task
+from cogumi_dagster.lib.training.batches import Pair
+from cogumi_dagster.lib.training.lora import TrainingReport
+from cogumi_dagster.lib.training.student import package_version
+
+ROWS = "rows.jsonl"
+PARITY_EXAMPLES = 6
+
+
+@artifact(
+    group="modifiers",
+    kinds={"gguf", "jsonl"},
+    config=("modifiers.training_tasks", "modifiers.min_failures"),
+    deps=[gguf_model],
+    partitions_def=modifier_partitions,
+    claims=checks.DOMAIN_FAILURES,
+    pool="gpu",
+)
+def domain_failures(step: Step) -> FailuresReport:
+    """The served base's wrong answers on the modifier's training tasks, each with the verifier's reason and the
+    token log-probabilities; its right answers beside them, for replay."""
+    modifiers = step.profile.modifiers
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE) as engine:
+        return find_failures(
+            engine,
+            step.name,
+            step.out,
+            count=modifiers.training_tasks,
+            min_failures=modifiers.min_failures,
+            seed=step.profile.seed,
+            progress=step.progress,
+        )
+
+
+@artifact(
+    group="modifiers",
+    kinds={"scikitlearn", "jsonl"},
+    config=("modifiers.clusters",),
+    deps=[domain_failures],
+    partitions_def=modifier_partitions,
+    claims=checks.FAILURE_PATTERNS,
+)
+def failure_patterns(step: Step) -> PatternsReport:
+    """Failures embedded and clustered, the number of clusters chosen by silhouette, each with a name."""
+    return find_patterns(
+        read_jsonl(step.path("domain_failures") / "failures.jsonl"),
+        step.embeddings.embed,
+        step.out,
+        clusters=step.profile.modifiers.clusters,
+        seed=step.profile.seed,
+    )
+
+
+@artifact(
+    group="modifiers",
+    kinds={"llm", "jsonl"},
+    config=("modifiers.tier1_samples", "modifiers.cascade", "teaching"),
+    deps=[domain_failures, failure_patterns],
+    partitions_def=modifier_partitions,
+    claims=checks.CASCADE_EXAMPLES,
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
+)
+def cascade_examples(step: Step) -> CascadeReport:
+    """Answers to the failed tasks from a cascade of teachers, cheap ones first, each accepted by its verifier.
+    Offline the tiers are the local model (1) and the exact solver (3)."""
+    teaching = step.profile.teaching
+    tasks = [Task.from_json(row["task"]) for row in read_jsonl(step.path("domain_failures") / "failures.jsonl")]
+    clusters = {r["task_id"]: r["cluster"] for r in read_jsonl(step.path("failure_patterns") / "assignments.jsonl")}
+    with step.teachers.journal(step.store.root, step.run_id) as journal, step.teachers.local() as local:
+        rows, report = run_cascade(
+            tasks,
+            clusters,
+            step.teachers.catalogue,
+            step.profile.modifiers.cascade,
+            journal,
+            local,
+            verify,
+            step.profile.modifiers.tier1_samples,
+            max_tokens=teaching.max_tokens,
+            concurrency=teaching.concurrency,
+            cap_usd=teaching.max_usd_per_run,
+            on_doubt=teaching.on_doubt,
+            engine_version=package_version(),
+            progress=step.progress,
+        )
+    write_jsonl(step.out / ROWS, (dict(row) for row in rows))
+    return report
+
+
+def _lessons(step: Step) -> list[Pair]:
+    return modifier_pairs(
+        read_jsonl(step.path("cascade_examples") / ROWS),
+        read_jsonl(step.path("domain_failures") / "successes.jsonl"),
+        step.profile.modifiers.replay_share,
+        step.profile.seed,
+    )
+
+
+@artifact(
+    group="modifiers",
+    kinds={"pytorch", "peft"},
+    config=("modifiers.training", "modifiers.rank", "modifiers.replay_share", "compute.device"),
+    deps=[cascade_examples, domain_failures, gguf_model, base_checkpoint],
+    partitions_def=modifier_partitions,
+    claims=checks.MODIFIER_ADAPTER,
+    pool="gpu",
+)
+def modifier_adapter(step: Step) -> TrainingReport:
+    """A LoRA trained on the weights that are served (the GGUF, dequantized), on what the base got wrong, with
+    a replay of what it got right."""
+    rank = step.profile.modifiers.rank[step.name]  # type: ignore[index]
+    config = step.profile.modifiers.training.model_copy(
+        update={"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank}
+    )
+    return train_on_served_weights(
+        step.path("gguf_model") / MODEL_FILE,
+        step.path("base_checkpoint"),
+        _lessons(step),
+        step.out,
+        config,
+        scratch=step.scratch,
+        device=step.compute.device,
+        seed=step.profile.seed,
+        progress=step.progress,
+    )
+
+
+@artifact(
+    group="modifiers",
+    kinds={"gguf", "zstd"},
+    config=("modifiers.prune_share", "compression.zstd_level", "compression.dictionary_kb"),
+    deps=[modifier_adapter, gguf_model, base_checkpoint, cascade_examples, domain_failures],
+    partitions_def=modifier_partitions,
+    claims=checks.PACKAGED_MODIFIER,
+)
+def packaged_modifier(step: Step) -> ModifierPackageReport:
+    """The modifier as a GGUF adapter, pruned and packed, with the hashes of the base, tokenizer and chat template
+    that it fits."""
+    compression = step.profile.compression
+    return package_modifier(
+        step.path("modifier_adapter"),
+        step.path("gguf_model") / MODEL_FILE,
+        step.path("base_checkpoint"),
+        _lessons(step)[:PARITY_EXAMPLES],
+        step.out,
+        prune_share=step.profile.modifiers.prune_share,
+        level=compression.zstd_level,
+        dictionary_kb=compression.dictionary_kb,
+    )
+
+
+@artifact(
+    group="modifiers",
+    kinds={"gguf"},
+    config=("modifiers.held_out_tasks",),
+    deps=[packaged_modifier, gguf_model],
+    partitions_def=modifier_partitions,
+    claims=checks.MODIFIER_EVALUATION,
+    pool="gpu",
+)
+def modifier_evaluation(step: Step) -> ModifierReport:
+    """Base against base + modifier on held-out tasks, served: what was repaired, what was kept, and the double
+    gate."""
+    adapters = {step.name: step.path("packaged_modifier") / ADAPTER_FILE}
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
+        return evaluate_modifier(
+            engine,
+            step.name,
+            step.out,
+            count=step.profile.modifiers.held_out_tasks,
+            seed=step.profile.seed,
+            progress=step.progress,
+        )
+
+
+ASSETS = [
+    domain_failures, failure_patterns, cascade_examples, modifier_adapter, packaged_modifier, modifier_evaluation,
+]  # fmt: skip

@@ -1,0 +1,32 @@
+"""What a modifier must earn."""
+
+from cogumi_dagster.defs.claims import Claim, ratio
+
+DOMAIN_FAILURES = (
+    Claim("enough_failures", "failures", "wrong answers of the base to learn from", at_least=10, blocking=True),
+    Claim("verifier_accepts_solver", "solver_passes", "exact solutions that their own verifier accepts", at_least=1.0, blocking=True),
+    Claim("all_judged", lambda m: m["not_run"] / m["tasks"], "share of tasks that could not be judged (no sandbox)", at_most=0.0),
+)  # fmt: skip
+FAILURE_PATTERNS = (
+    Claim("silhouette", "silhouette", "how well the clusters are apart (-1 to 1)", at_least=0.05),
+    Claim("sizes", "smallest", "failures in the smallest pattern", at_least=2),
+)
+CASCADE_EXAMPLES = (
+    Claim("verified_share", "verified_share", "failed tasks with a verified answer", at_least=0.9),
+    Claim("tier_1_share", lambda m: m["tiers"][0]["share"], "share accepted at the cheapest tier (60-70 % wanted)", at_least=0.6),
+)  # fmt: skip
+MODIFIER_ADAPTER = (
+    Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),
+    Claim("loss_fell", ratio("loss_last", "loss_first"), "training loss, last fifth of the steps over the first", at_most=0.999),
+)  # fmt: skip
+PACKAGED_MODIFIER = (
+    Claim("bit_identical", "package.bit_identical", "unpacking gives the same bytes", at_least=1.0, blocking=True),
+    Claim("parity", "parity.mean_kl", "mean KL of llama.cpp with the packaged adapter against transformers", at_most="served_kl"),
+    Claim("within_budget", lambda m: m["package"]["bytes_after"] / 1e6, "packed bytes, in MB", at_most="modifier_mb"),
+)  # fmt: skip
+MODIFIER_EVALUATION = (
+    Claim("repairs_failures", "improves", "more repairs than breaks, beyond chance (McNemar, p < 0.05)", at_least=1.0),
+    Claim("keeps_successes", lambda m: 1.0 - float(m["regresses"]), "no more breaks than repairs, beyond chance", at_least=1.0),
+    Claim("repaired_share", "repaired", "share of the base's failures repaired", at_least=0.30),
+    Claim("kept_share", "kept", "share of the base's successes kept", at_least=0.98),
+)  # fmt: skip

@@ -1,0 +1,314 @@
+"""The whole graph in one job, across all partitions, running only what is not up to date.
+
+One Dagster run has one partition key, so the full pipeline is a job whose op drives child runs: one
+for each block of assets and partition. ``cogumi run`` and ``full_pipeline_job`` are the same function.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import dagster as dg
+
+from cogumi_dagster.defs.artifact import CODE_KEY, CONFIG_KEY, TEACHER_DATA, config_of, teacher_versions
+from cogumi_dagster.defs.graph import ASSETS
+from cogumi_dagster.lib.artifacts import ArtifactStore, fingerprint_of
+from cogumi_dagster.lib.errors import CogumiError, nearest
+from resources.settings import ProfileResource
+
+PID_TAG = "cogumi/pid"
+
+
+@dataclass(frozen=True)
+class Node:
+    """One asset and partition. ``reason`` is empty where the artifact is up to date."""
+
+    asset: str
+    partition: str | None
+    reason: str
+    seconds: float
+    """What its last making took; 0 where there was none."""
+
+    @property
+    def label(self) -> str:
+        return f"{self.asset}[{self.partition}]" if self.partition else self.asset
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """``verdict``: made, unchanged, failed or skipped (because of an upstream failure)."""
+
+    node: Node
+    verdict: str
+    seconds: float
+    error: str = ""
+
+
+Watch = Callable[[Node, int, int], None]
+"""``watch(node, position, total)``, called before a node's child run starts."""
+
+
+def _specs() -> dict[str, dg.AssetSpec]:
+    """Asset name -> spec, of all that can be materialized, upstream first."""
+    found: dict[str, dg.AssetSpec] = {}
+    for asset in ASSETS:
+        if isinstance(asset, dg.AssetsDefinition) and asset.is_materializable:
+            for spec in asset.specs:
+                found[spec.key.path[-1]] = spec
+    ordered: dict[str, dg.AssetSpec] = {}
+
+    def visit(name: str) -> None:
+        if name in found and name not in ordered:
+            for dep in found[name].deps:
+                visit(dep.asset_key.path[-1])
+            ordered[name] = found[name]
+
+    for name in found:
+        visit(name)
+    return ordered
+
+
+def _keys(spec: dg.AssetSpec) -> list[str | None]:
+    return list(spec.partitions_def.get_partition_keys()) if spec.partitions_def else [None]
+
+
+def _parents(specs: dict[str, dg.AssetSpec], name: str, partition: str | None) -> Iterator[tuple[str, str | None]]:
+    """The inputs of a node: the same partition where parent and child share partitions, else all of the parent's."""
+    for dep in specs[name].deps:
+        parent = dep.asset_key.path[-1]
+        if parent in specs:
+            shared = partition is not None and specs[parent].partitions_def == specs[name].partitions_def
+            for key in [partition] if shared else _keys(specs[parent]):
+                yield parent, key
+
+
+def plan(
+    settings: ProfileResource, store: ArtifactStore, select: Sequence[str] = (), partition: str | None = None
+) -> list[Node]:
+    """All nodes in the order of making, with why each has to be made (or not).
+
+    Raises:
+        CogumiError: an unknown asset or partition.
+    """
+    specs = _specs()
+    for name in select:
+        if name not in specs:
+            raise CogumiError(f"there is no asset {name!r}", nearest(name, specs))
+    if partition is not None:
+        known = {str(key) for name in select or specs for key in _keys(specs[name]) if key}
+        if partition not in known:
+            raise CogumiError(f"there is no partition {partition!r} of {', '.join(select) or 'any asset'}", nearest(partition, known))
+    current = {(name, key): store.current(name, key) for name in specs for key in _keys(specs[name])}
+    versions = {slot: ref.version for slot, ref in current.items() if ref}
+    nodes, due = [], set()
+    for name in _blocks_in_order(specs):
+        for key in _keys(specs[name]):
+            reason = _reason(specs, settings, name, key, current, versions, due)
+            chosen = (not select or name in select) and (partition is None or key in (None, partition) or not select)
+            if partition is not None and not select and key not in (None, partition) :
+                chosen = False
+            if partition is not None and key is None and not (select and name in select):
+                chosen = False
+            if reason and chosen:
+                due.add((name, key))
+            ref = current[name, key]
+            nodes.append(Node(name, key, reason if chosen else "", ref.manifest.seconds if ref else 0.0))
+    return nodes
+
+
+def _reason(
+    specs: dict[str, dg.AssetSpec],
+    settings: ProfileResource,
+    name: str,
+    key: str | None,
+    current: dict[tuple[str, str | None], Any],
+    versions: dict[tuple[str, str | None], str],
+    due: set[tuple[str, str | None]],
+) -> str:
+    parents = list(_parents(specs, name, key))
+    ref = current[name, key]
+    if ref is None:
+        return "not made yet"
+    upstream = [slot for slot in parents if slot in due]
+    if upstream:
+        return f"after {upstream[0][0]}" + (f" and {len(upstream) - 1} more" if len(upstream) > 1 else "")
+    inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents}
+    if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps):
+        inputs |= teacher_versions(settings, [str(key)])
+    metadata = specs[name].metadata
+    config = config_of(settings.profile, metadata[CONFIG_KEY].value)
+    manifest = ref.manifest
+    if manifest.fingerprint == fingerprint_of(str(metadata[CODE_KEY]), config, inputs):
+        return ""
+    if manifest.code_version != str(metadata[CODE_KEY]):
+        return "its code has changed"
+    changed = sorted(n for n in {*inputs, *manifest.inputs} if inputs.get(n) != manifest.inputs.get(n))
+    return f"{changed[0]} has changed" if changed else "its configuration has changed"
+
+
+def _blocks_in_order(specs: dict[str, dg.AssetSpec]) -> list[str]:
+    """A topological order that stays within one partitions definition as long as it can."""
+    remaining, order = dict(specs), []
+    last: Any = None
+    while remaining:
+        ready = [n for n in remaining if not any(d.asset_key.path[-1] in remaining for d in remaining[n].deps)]
+        same = [name for name in ready if remaining[name].partitions_def == last]
+        name = (same or ready)[0]
+        last = remaining.pop(name).partitions_def
+        order.append(name)
+    return order
+
+
+def run_nodes(
+    definitions: dg.Definitions,
+    instance: dg.DagsterInstance,
+    nodes: Sequence[Node],
+    *,
+    watch: Watch = lambda node, position, total: None,
+    tags: dict[str, str] | None = None,
+) -> list[NodeResult]:
+    """Materialize every node that has a reason, block by block; what depends on a failure is skipped."""
+    specs, todo = _specs(), [node for node in nodes if node.reason]
+    job = definitions.resolve_implicit_global_asset_job_def()
+    results: list[NodeResult] = []
+    bad: set[tuple[str, str | None]] = set()
+    for block in _blocks(specs, todo):
+        runnable = []
+        for node in block:
+            if any(parent in bad for parent in _parents(specs, node.asset, node.partition)):
+                bad.add((node.asset, node.partition))
+                results.append(NodeResult(node, "skipped", 0.0, "an input failed"))
+            else:
+                runnable.append(node)
+        if not runnable:
+            continue
+        watch(runnable[0], len(results) + 1, len(todo))
+        outcome = _run_block(job, instance, runnable, tags or {})
+        for node in runnable:
+            result = outcome[node.asset]
+            results.append(result)
+            if result.verdict in ("failed", "skipped"):
+                bad.add((node.asset, node.partition))
+    return results
+
+
+def _blocks(specs: dict[str, dg.AssetSpec], nodes: Sequence[Node]) -> list[list[Node]]:
+    """Adjacent assets of one partitions definition, once for each partition."""
+    groups: list[list[Node]] = []
+    for node in nodes:
+        definition = specs[node.asset].partitions_def
+        if groups and specs[groups[-1][-1].asset].partitions_def == definition:
+            groups[-1].append(node)
+        else:
+            groups.append([node])
+    return [
+        [node for node in group if node.partition == key]
+        for group in groups
+        for key in dict.fromkeys(node.partition for node in group)
+    ]
+
+
+def _run_block(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, nodes: Sequence[Node], tags: dict[str, str]
+) -> dict[str, NodeResult]:
+    started = time.perf_counter()
+    result = job.execute_in_process(
+        instance=instance,
+        partition_key=nodes[0].partition,
+        asset_selection=[dg.AssetKey(node.asset) for node in nodes],
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        tags={PID_TAG: str(os.getpid()), **tags},
+        raise_on_error=False,
+    )
+    made: dict[str, tuple[bool, float]] = {}
+    for event in result.get_asset_materialization_events():
+        metadata = event.materialization.metadata
+        key = event.materialization.asset_key.path[-1]
+        made[key] = (bool(metadata["reused"].value), float(metadata["seconds"].value))  # type: ignore[arg-type]
+    errors = {str(event.step_key): _message(event) for event in result.all_events if event.is_step_failure}
+    refused = {
+        check.asset_key.path[-1]: f"its check {check.check_name} failed: {check.description}"
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
+    }
+    rows: dict[str, NodeResult] = {}
+    for node in nodes:
+        if node.asset in made:
+            reused, seconds = made[node.asset]
+            if node.asset in refused:
+                rows[node.asset] = NodeResult(node, "failed", seconds, refused[node.asset])
+            else:
+                rows[node.asset] = NodeResult(node, "unchanged" if reused else "made", 0.0 if reused else seconds)
+        elif node.asset in errors:
+            rows[node.asset] = NodeResult(node, "failed", time.perf_counter() - started, errors[node.asset])
+        else:
+            rows[node.asset] = NodeResult(node, "skipped", 0.0, "an input failed")
+    return rows
+
+
+def _message(event: dg.DagsterEvent) -> str:
+    failure = event.step_failure_data
+    if failure.user_failure_data and failure.user_failure_data.description:
+        return str(failure.user_failure_data.description)
+    error = failure.error
+    while error is not None and error.cause is not None:
+        error = error.cause
+    return error.message.strip() if error else "see the run's log"
+
+
+def reconcile(instance: dg.DagsterInstance) -> list[str]:
+    """Fail the runs that a crash left running, and free their slots; return their ids.
+
+    A run of ours carries its process id; it is dead when that process is gone.
+    """
+    statuses = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
+    dead = []
+    for record in instance.get_run_records(dg.RunsFilter(statuses=statuses)):
+        run = record.dagster_run
+        pid = run.tags.get(PID_TAG)
+        if pid is None or (pid.isdigit() and not os.path.exists(f"/proc/{pid}")):
+            if pid is None and _daemon_alive(instance):
+                continue
+            instance.report_run_failed(run, "its process was killed; found at start-up")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+            dead.append(run.run_id)
+    return dead
+
+
+def _daemon_alive(instance: dg.DagsterInstance) -> bool:
+    """Whether a Dagster daemon has reported within a minute: its runs are then its own business."""
+    beats = instance.get_daemon_heartbeats().values()
+    return any(time.time() - beat.timestamp < 60 for beat in beats)
+
+
+@dg.op(description="Plans what is not up to date and runs it, block by block, in child runs of their own.")
+def run_full_pipeline(context: dg.OpExecutionContext) -> None:
+    from cogumi_dagster.definitions import defs
+
+    resources = defs.resources or {}
+    settings, store = resources["settings"], resources["store"].open()
+    nodes = plan(settings, store)
+    due = [node for node in nodes if node.reason]
+    context.log.info(f"{len(due)} of {len(nodes)} artifacts are not up to date")
+    results = run_nodes(
+        defs,
+        context.instance,
+        nodes,
+        watch=lambda node, position, total: context.log.info(f"{position} of {total}: {node.label} ({node.reason})"),
+        tags={"cogumi/pipeline": context.run_id},
+    )
+    failed = [result for result in results if result.verdict == "failed"]
+    if failed:
+        lines = "\n".join(f"{result.node.label}: {result.error}" for result in failed)
+        raise dg.Failure(description=f"{len(failed)} artifact(s) failed:\n{lines}", allow_retries=False)
+
+
+@dg.job(
+    description="Every asset of the graph in all partitions, running only what is not up to date.",
+    executor_def=dg.in_process_executor,
+    tags={"dagster/max_runtime": 12 * 3600},
+)
+def full_pipeline_job() -> None:
+    run_full_pipeline()

@@ -1,0 +1,140 @@
+"""zstd packages: a trained dictionary, a manifest with SHA-256, and unpacking that trusts nothing."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.artifacts import file_sha256
+from cogumi_dagster.lib.errors import CogumiError
+
+CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class PackageReport:
+    """Bytes around zstd; ``bit_identical`` was found by unpacking again and hashing."""
+
+    file: str
+    bytes_before: int
+    bytes_after: int
+    ratio: float
+    ratio_without_dictionary: float
+    level: int
+    dictionary_bytes: int
+    bit_identical: bool
+
+
+def pack(source: Path, out: Path, *, level: int, dictionary_kb: int, extra: dict[str, Any] | None = None) -> PackageReport:
+    """Write ``<name>.zst``, ``dictionary.zstd`` and ``package.json`` to the folder ``out``, then unpack and compare.
+
+    The dictionary is shared by all frames of a package; each frame is one chunk of 1 MiB, so that
+    the memory of unpacking is bounded.
+    """
+    import zstandard
+
+    out.mkdir(parents=True, exist_ok=True)
+    dictionary = _train_dictionary(source, dictionary_kb * 1024)
+    (out / "dictionary.zstd").write_bytes(dictionary.as_bytes())
+    compressor = zstandard.ZstdCompressor(level=level, dict_data=dictionary, write_checksum=True)
+    plain = zstandard.ZstdCompressor(level=level)
+    packed = out / f"{source.name}.zst"
+    frames, plain_bytes = [], 0
+    with source.open("rb") as read, packed.open("wb") as write:
+        while chunk := read.read(CHUNK):
+            frame = compressor.compress(chunk)
+            plain_bytes += len(plain.compress(chunk))
+            frames.append(len(frame))
+            write.write(frame)
+    manifest = {
+        "file": source.name,
+        "bytes": source.stat().st_size,
+        "sha256": file_sha256(source),
+        "chunk": CHUNK,
+        "frames": frames,
+        "dictionary_sha256": file_sha256(out / "dictionary.zstd"),
+        **(extra or {}),
+    }
+    (out / "package.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    again = out / ".round-trip"
+    try:
+        unpack(out, again)
+        identical = file_sha256(again) == manifest["sha256"]
+    finally:
+        again.unlink(missing_ok=True)
+    before, after = source.stat().st_size, packed.stat().st_size
+    return PackageReport(
+        file=packed.name,
+        bytes_before=before,
+        bytes_after=after,
+        ratio=after / before,
+        ratio_without_dictionary=plain_bytes / before,
+        level=level,
+        dictionary_bytes=(out / "dictionary.zstd").stat().st_size,
+        bit_identical=identical,
+    )
+
+
+def _train_dictionary(source: Path, size: int) -> Any:
+    """Train on pieces spread over the file; small files give a smaller dictionary."""
+    import zstandard
+
+    total = source.stat().st_size
+    piece = 4096
+    count = max(8, min(2000, 100 * size // piece, total // piece))
+    with source.open("rb") as read:
+        samples = []
+        for index in range(count):
+            read.seek(index * max(1, total - piece) // count)
+            samples.append(read.read(piece))
+    try:
+        return zstandard.train_dictionary(min(size, max(1024, total // 10)), samples)
+    except zstandard.ZstdError:  # too little or too random data: raw content serves as a dictionary
+        return zstandard.ZstdCompressionDict(b"".join(samples)[:size], dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+
+
+def unpack(package: Path, out: Path) -> None:
+    """Unpack to ``out``, checking every length and the hash; nothing is left behind on failure.
+
+    Raises:
+        CogumiError: a missing file, a truncated or altered frame, more bytes than declared, another hash.
+    """
+    import zstandard
+
+    try:
+        manifest = json.loads((package / "package.json").read_text())
+        dictionary = (package / "dictionary.zstd").read_bytes()
+        name, size, frames = str(manifest["file"]), int(manifest["bytes"]), [int(n) for n in manifest["frames"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CogumiError(f"{package} is not a package: {error}", "download it again") from error
+    damaged = CogumiError(f"{package} is damaged: its contents are not what its manifest says", "download it again")
+    if Path(name).name != name or file_sha256(package / "dictionary.zstd") != manifest["dictionary_sha256"]:
+        raise damaged
+    decompressor = zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(dictionary))
+    packed = package / f"{name}.zst"
+    if not packed.is_file() or packed.stat().st_size != sum(frames):
+        raise damaged
+    aside = out.with_name(f".{out.name}.part")
+    try:
+        written = 0
+        with packed.open("rb") as read, aside.open("wb") as write:
+            for length in frames:
+                frame = read.read(length)
+                expected = min(CHUNK, size - written)
+                # zstandard trusts the frame's own size over max_output_size: look at it first
+                if zstandard.get_frame_parameters(frame).content_size != expected:
+                    raise damaged
+                chunk = decompressor.decompress(frame, max_output_size=expected)
+                if len(chunk) != expected:
+                    raise damaged
+                written += len(chunk)
+                write.write(chunk)
+        if written != size or file_sha256(aside) != manifest["sha256"]:
+            raise damaged
+        aside.replace(out)
+    except zstandard.ZstdError:
+        raise damaged from None
+    finally:
+        aside.unlink(missing_ok=True)
+
+

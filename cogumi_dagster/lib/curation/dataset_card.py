@@ -1,0 +1,81 @@
+"""The dataset's card: what it holds, where it comes from, what was taken out and what was checked."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from cogumi_dagster.lib.curation.dataset import DatasetReport
+    from cogumi_dagster.lib.curation.mix import MixRow
+
+FRONT_MATTER = """---
+configs:
+- config_name: default
+  data_files:
+  - {split: train, path: train.parquet}
+  - {split: validation, path: validation.parquet}
+---
+"""
+
+
+def dataset_card(report: "DatasetReport") -> str:
+    """The card as Markdown. It holds no time of day, so that the same rows give the same bytes."""
+    checks, duplicates, leaks = report.checks, report.dedup, report.contamination
+    parts = [
+        FRONT_MATTER,
+        "# Distillation dataset\n",
+        f"{report.rows:,} instructions with a teacher's answer, {report.tokens:,} tokens, mean quality "
+        f"{report.mean_quality:.2f} of 10. A record is `instruction`, `response` and `metadata` (`domain`, "
+        "`difficulty`, `teacher`, `quality_score`, `tokens`, `source`); `provenance.jsonl` names each one's "
+        "task, family and licence.\n",
+        "## Splits\n",
+        _table(("split", "rows"), report.splits.items()),
+        "By the hash of the prompt, so that no prompt is in two. Tasks of split `test` are kept for evaluation.\n",
+        "## Domains\n",
+        _mix(report.mix),
+        "## Difficulty\n",
+        _mix(report.difficulty),
+        "## Teachers\n",
+        _table(("teacher", "rows"), report.teachers.items()),
+        "## Licences of the sources\n",
+        _table(("licence", "rows"), report.licences.items()),
+        "## What was left out\n",
+        _table(
+            ("step", "rows"),
+            [
+                ("came in", report.rows_in),
+                ("of split test", report.test_rows),
+                ("held out for evaluation", report.held_out_rows),
+                *((f"near-duplicate, {name}", count) for name, count in duplicates.categories.items()),
+                *((f"contaminated, {name}", count) for name, count in leaks.by_benchmark.items()),
+                ("over the mix", report.left_for_mix),
+                ("**kept**", report.rows),
+            ],
+        ),
+        f"Near-duplicates are at Jaccard {duplicates.threshold:g} or more on character n-grams, verified exactly; each "
+        "has a kept representative.\n",
+        "## Checks on the written files\n",
+        _table(
+            ("check", "found"),
+            [
+                ("records that fit the schema", f"{checks.schema_valid:.2%} of {checks.records}"),
+                ("near-duplicate pairs left", checks.near_duplicates_left),
+                ("contaminated records", checks.contaminated),
+                ("prompts in two splits or the wrong one", checks.split_overlap),
+                ("prompts held out for evaluation", checks.held_out),
+            ],
+        ),
+    ]
+    return "\n".join(parts)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
+    return "".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |\n" for line in lines)
+
+
+def _mix(rows: Iterable["MixRow"]) -> str:
+    body = [
+        (row.name, f"{row.target:.0%}", f"{row.actual:.1%}", f"{100 * row.deviation:+.1f}", row.rows, row.available)
+        for row in rows
+    ]
+    return _table(("name", "target", "actual", "points off", "rows", "available"), body)

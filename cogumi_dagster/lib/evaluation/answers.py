@@ -1,0 +1,79 @@
+"""Ask the engine tasks and let their verifiers judge: the one way in which anything here is scored."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cogumi_dagster.lib.evaluation.statistics import Proportion
+from cogumi_dagster.lib.inference import Completion, Engine, Message
+from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks import FAMILIES, verify
+from cogumi_dagster.lib.tasks.base import Task, Verdict
+
+MAX_TOKENS = 160
+
+
+@dataclass(frozen=True)
+class Answered:
+    """One task with one answer and the verifier's word on it."""
+
+    task: Task
+    completion: Completion
+    verdict: Verdict
+
+    @property
+    def passed(self) -> bool:
+        return self.verdict.passed is True
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "task": self.task.to_json(),
+            "response": self.completion.text,
+            "passed": self.verdict.passed,
+            "reason": self.verdict.reason,
+            "finish_reason": self.completion.finish_reason,
+            "completion_tokens": self.completion.completion_tokens,
+            "logprobs": [round(value, 4) for value in self.completion.logprobs],
+        }
+
+
+def conversation(task: Task) -> list[Message]:
+    return [{"role": "user", "content": task.prompt}]
+
+
+def room_for(task: Task) -> int:
+    """Tokens that an answer to this task may take."""
+    family = FAMILIES.get(task.family)
+    return min(MAX_TOKENS, family.max_tokens) if family else MAX_TOKENS
+
+
+def answer_tasks(
+    engine: Engine,
+    tasks: Sequence[Task],
+    *,
+    adapter: str | None = None,
+    judge: Callable[[Task, str], Verdict] = verify,
+    progress: Progress = silent,
+) -> list[Answered]:
+    """Greedy answers to all tasks, judged. A verdict of None ("not run") stays None."""
+    completions = engine.chat_many(
+        [conversation(task) for task in tasks],
+        adapter=adapter,
+        max_tokens=[room_for(task) for task in tasks],
+        progress=progress,
+    )
+    return [
+        Answered(task, completion, judge(task, completion.text))
+        for task, completion in zip(tasks, completions, strict=True)
+    ]
+
+
+def accuracy(answers: Sequence[Answered]) -> Proportion:
+    """Passed of judged; what was not run does not count."""
+    judged = [answer for answer in answers if answer.verdict.passed is not None]
+    return Proportion(sum(answer.passed for answer in judged), len(judged))
+
+
+def by_family(answers: Sequence[Answered]) -> Mapping[str, Proportion]:
+    names = sorted({answer.task.family for answer in answers})
+    return {name: accuracy([answer for answer in answers if answer.task.family == name]) for name in names}

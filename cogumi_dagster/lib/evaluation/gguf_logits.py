@@ -1,0 +1,63 @@
+"""Log-probabilities and perplexity of a GGUF through llama.cpp, on the tokens that transformers saw."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
+
+Outputs = list[tuple[Any, Any]]
+"""[(log-probabilities (n, vocabulary), targets (n,))], as ``training.merge.answer_logits`` gives."""
+
+
+def held_out_pairs(pairs: Sequence[Pair], tokenizer: Any, tokens: int) -> list[Pair]:
+    """The first of ``pairs`` whose answers make up about ``tokens`` tokens."""
+    chosen, total = [], 0
+    for pair in pairs:
+        if total >= tokens:
+            break
+        chosen.append(pair)
+        total += len(tokenizer.encode(pair.response, add_special_tokens=False)) + 1
+    return chosen
+
+
+def gguf_answer_logits(gguf: Path, tokenizer: Any, pairs: Sequence[Pair], *, lora: Path | None = None) -> Outputs:
+    """What ``answer_logits`` computes with transformers, computed by llama.cpp on the same ids, in the same order."""
+    import numpy as np
+    import torch
+    from llama_cpp import Llama
+
+    encoded, _ = encode_pairs(tokenizer, pairs, 1 << 30)
+    longest = max(len(item.ids) for item in encoded)
+    llama = Llama(
+        model_path=str(gguf),
+        lora_path=str(lora) if lora else None,
+        logits_all=True,
+        n_ctx=longest + 8,
+        n_batch=longest + 8,
+        n_ubatch=min(512, longest + 8),
+        n_threads=os.cpu_count(),
+        n_threads_batch=os.cpu_count(),
+        verbose=False,
+    )
+    results = []
+    for item in sorted(encoded, key=_by_length):
+        llama.reset()
+        llama.eval(list(item.ids))
+        rows = np.array(llama.scores[item.answer_start - 1 : len(item.ids) - 1], dtype=np.float32)
+        targets = torch.tensor(item.ids[item.answer_start :])
+        results.append((torch.log_softmax(torch.from_numpy(rows), -1), targets))
+    llama.close()
+    return results
+
+
+def _by_length(item: Encoded) -> int:
+    return len(item.ids)
+
+
+def flatten(outputs: Outputs) -> Outputs:
+    """One pair of tensors, so that outputs that were batched differently can be compared."""
+    import torch
+
+    return [(torch.cat([logs for logs, _ in outputs]), torch.cat([targets for _, targets in outputs]))]

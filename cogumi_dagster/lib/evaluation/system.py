@@ -1,0 +1,179 @@
+"""The served system against its parts: base alone, each modifier, always-modifier, oracle, teacher."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.evaluation.humaneval import check, load_problems, prompt_for
+from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
+from cogumi_dagster.lib.inference import Engine, Message
+from cogumi_dagster.lib.jsonl import write_jsonl
+from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.routing.examples import collect_rows, held_out_tasks
+from cogumi_dagster.lib.serving.answering import Assistant, Params, Router
+from cogumi_dagster.lib.tasks import verify
+
+SERVED_SPOT_CHECKS = 5
+HUMANEVAL_TOKENS = 192
+
+
+@dataclass(frozen=True)
+class SystemRow:
+    system: str
+    accuracy: Proportion
+
+
+@dataclass(frozen=True)
+class BenchmarkRow:
+    """One model on one public benchmark; ``not_run`` says why where nothing was judged."""
+
+    benchmark: str
+    model: str
+    split: str
+    accuracy: Proportion
+    majority: str
+    not_run: str
+
+
+@dataclass(frozen=True)
+class SystemReport:
+    """All systems on the same tasks (split ``test``). The majority baseline of open answers is zero.
+
+    ``teacher`` is the exact solver: right by construction where it exists; ``with_solution`` counts those tasks.
+    """
+
+    tasks: int
+    split: str
+    routed: Proportion
+    base: Proportion
+    oracle: Proportion
+    gain: float
+    p_value: float
+    regresses: bool
+    escalated_to_modifier: Proportion
+    win_rate: Proportion
+    """Of the tasks on which routed and base differ, the share that routed gets right."""
+    systems: tuple[SystemRow, ...]
+    spot_checks_equal: Proportion
+    """Answers through the assistant's own code path that equal the batch-evaluated ones."""
+    benchmarks: tuple[BenchmarkRow, ...]
+    seconds_per_answer: float
+    not_run: int
+
+
+def evaluate_system(
+    engine: Engine,
+    router: Router,
+    assistant: Assistant,
+    out: Path,
+    *,
+    count: int,
+    humaneval: int,
+    seed: int,
+    progress: Progress = silent,
+) -> SystemReport:
+    """Answer fresh test tasks with base and modifiers, decide each with the router, and compare.
+
+    Decoding is greedy, so deciding over stored answers equals serving them; a few tasks go through the
+    assistant itself to prove it.
+    """
+    tasks = held_out_tasks(count, seed + 29, "test")
+    rows, base, _ = collect_rows(engine, tasks, progress)
+    routes, passed = [], []
+    for row in rows:
+        decision = router.decide(row["prompt"], row["base"]["logprobs"], row["base"]["completion_tokens"])
+        chosen = row["modifiers"].get(decision.route)
+        routes.append(decision.route)
+        if decision.route != "base" and chosen is None:  # routed to a modifier that was not asked: ask it now
+            answer = engine.chat(
+                [{"role": "user", "content": row["prompt"]}], adapter=decision.route, max_tokens=160
+            )
+            task = next(t for t in tasks if t.id == row["task_id"])
+            chosen = {"passed": verify(task, answer.text).passed is True, "text": answer.text}
+        passed.append(bool((chosen or row["base"])["passed"]))
+        row["routed"] = {"route": decision.route, "confidence": decision.confidence, "passed": passed[-1]}
+    write_jsonl(out / "answers.jsonl", rows)
+    right = [bool(row["base"]["passed"]) for row in rows]
+    won = sum(p and not b for p, b in zip(passed, right, strict=True))
+    lost = sum(b and not p for p, b in zip(passed, right, strict=True))
+    p_value = mcnemar(won, lost)
+    escalated = [route != "base" for route in routes]
+    seconds = [answer.completion.seconds for answer in base]
+    equal, spot_seconds = _spot_checks(assistant, rows, routes)
+    return SystemReport(
+        tasks=len(rows),
+        split="test",
+        routed=_share(passed),
+        base=_share(right),
+        oracle=_share([row["base"]["passed"] or any(m["passed"] for m in row["modifiers"].values()) for row in rows]),
+        gain=(won - lost) / max(1, len(rows)),
+        p_value=p_value,
+        regresses=lost > won and p_value < 0.05,
+        escalated_to_modifier=_share(escalated),
+        win_rate=Proportion(won, won + lost),
+        systems=_systems(rows, passed, tasks),
+        spot_checks_equal=equal,
+        benchmarks=_humaneval(engine, humaneval) if humaneval else (),
+        seconds_per_answer=spot_seconds or sum(seconds) / max(1, len(seconds)),
+        not_run=len(tasks) - len(rows),
+    )
+
+
+def _share(chosen: Sequence[bool]) -> Proportion:
+    return Proportion(sum(chosen), len(chosen))
+
+
+def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequence[Any]) -> tuple[SystemRow, ...]:
+    def own(row: dict[str, Any], only: str | None = None) -> bool:
+        for name, side in row["modifiers"].items():
+            if only in (None, name):
+                return bool(side["passed"])
+        return bool(row["base"]["passed"])
+
+    systems = [SystemRow("routed", _share(passed)), SystemRow("base alone", _share([r["base"]["passed"] for r in rows]))]
+    names = sorted({name for row in rows for name in row["modifiers"]})
+    systems += [SystemRow(f"base, {n} on its own domains", _share([own(row, n) for row in rows])) for n in names]
+    systems.append(SystemRow("always the domain's modifier", _share([own(row) for row in rows])))
+    systems.append(
+        SystemRow("oracle", _share([row["base"]["passed"] or own(row) for row in rows]))
+    )
+    by_id = {task.id: task for task in tasks}
+    solved = [by_id[row["task_id"]] for row in rows if by_id[row["task_id"]].solution is not None]
+    systems.append(
+        SystemRow("teacher (solver, where it exists)", _share([verify(t, t.solution).passed is True for t in solved]))
+    )
+    return tuple(systems)
+
+
+def _spot_checks(assistant: Assistant, rows: Sequence[dict[str, Any]], routes: Sequence[str]) -> tuple[Proportion, float]:
+    chosen = [(row, route) for row, route in zip(rows, routes, strict=True) if row["base"]["completion_tokens"] < 150]
+    chosen = chosen[:: max(1, len(chosen) // SERVED_SPOT_CHECKS)][:SERVED_SPOT_CHECKS]
+    same, started = 0, time.perf_counter()
+    for row, route in chosen:
+        message: Message = {"role": "user", "content": row["prompt"]}
+        routed = assistant.answer([message], "cogumi", Params(max_tokens=160))
+        same += routed.route == route
+    return Proportion(same, len(chosen)), (time.perf_counter() - started) / max(1, len(chosen))
+
+
+def _humaneval(engine: Engine, limit: int, judge: Callable[..., Any] = check) -> tuple[BenchmarkRow, ...]:
+    problems = load_problems(limit).problems
+    prompts: list[list[Message]] = [[{"role": "user", "content": prompt_for(p)}] for p in problems]
+    rows = []
+    for adapter in (None, "code") if "code" in engine.adapters else (None,):
+        completions = engine.chat_many(prompts, adapter=adapter, max_tokens=HUMANEVAL_TOKENS)
+        verdicts = [judge(p, c.text) for p, c in zip(problems, completions, strict=True)]
+        judged = [v for v in verdicts if v.passed is not None]
+        rows.append(
+            BenchmarkRow(
+                benchmark=f"HumanEval ({len(problems)} of 164, pass@1)",
+                model=f"cogumi-{adapter or 'base'}",
+                split="test",
+                accuracy=Proportion(sum(v.passed is True for v in judged), len(judged)),
+                majority="0 (open answers)",
+                not_run="" if judged else verdicts[0].reason,
+            )
+        )
+    return tuple(rows)

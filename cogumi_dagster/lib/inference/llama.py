@@ -1,0 +1,221 @@
+"""The llama.cpp engine: its own server, in this process, with continuous batching and LoRA per request.
+
+Requests with different adapters must not share a prompt cache (llama.cpp#26207: the cache of one
+adapter silently contaminates another). Here no request reads a cache at all: each sends
+``cache_prompt: false`` and pays its own prompt, which is counted in the latency that is reported.
+"""
+
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.errors import CogumiError, nearest
+from cogumi_dagster.lib.inference.base import Chunk, Completion, Message
+from cogumi_dagster.lib.progress import Progress, silent
+
+
+class LlamaEngine:
+    """One GGUF base and its GGUF adapters, all loaded at start; see ``Engine`` for the methods."""
+
+    def __init__(
+        self,
+        gguf: Path,
+        adapters: Mapping[str, Path] | None = None,
+        *,
+        slots: int = 4,
+        context: int = 1024,
+        threads: int | None = None,
+        gpu_layers: int = 0,
+    ) -> None:
+        """``context`` is in tokens, per slot. Raises CogumiError if a file is missing or not loadable."""
+        import xllamacpp
+
+        paths = dict(adapters or {})
+        for path in (gguf, *paths.values()):
+            if not path.is_file():
+                raise CogumiError(f"there is no model file {path}", "materialize it, or check the path")
+        self.adapters = tuple(paths)
+        self.slots, self.context = slots, context
+        params = xllamacpp.CommonParams()
+        params.model.path = str(gguf)
+        params.n_parallel, params.n_ctx = slots, slots * context
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or os.cpu_count() or 1
+        params.n_gpu_layers = gpu_layers
+        params.cache_prompt, params.cache_ram_mib = False, 0
+        params.warmup = False
+        params.verbosity = -1
+        params.endpoint_slots = params.ui = False
+        params.api_keys = [secrets.token_hex(16)]  # its HTTP listener is not ours to open
+        params.lora_init_without_apply = True
+        loras = []
+        for path in paths.values():
+            lora = xllamacpp.CommonAdapterLoraInfo()
+            lora.path, lora.scale = str(path), 0.0
+            loras.append(lora)
+        params.lora_adapters = loras
+        try:
+            self._server: Any = xllamacpp.Server(params)
+        except Exception as error:
+            raise CogumiError(f"llama.cpp could not load {gguf}: {error}", "cogumi verify finds damaged files") from error
+        self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
+
+    def chat(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Completion:
+        request = self._request(adapter, options) | {"messages": list(messages)}
+        return self._ask(lambda call: self._server.handle_chat_completions(request, call), _chat_piece, adapter)
+
+    def complete(self, prompt: str, *, adapter: str | None = None, **options: Any) -> Completion:
+        request = self._request(adapter, options) | {"prompt": prompt}
+        return self._ask(lambda call: self._server.handle_completions(request, call), _text_piece, adapter)
+
+    def stream(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Iterator[Chunk]:
+        request = self._request(adapter, options) | {"messages": list(messages)}
+        return self._stream(lambda call: self._server.handle_chat_completions(request, call), _chat_piece, adapter)
+
+    def chat_many(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        *,
+        adapter: str | None = None,
+        max_tokens: int | Sequence[int] = 256,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> list[Completion]:
+        limits = [max_tokens] * len(conversations) if isinstance(max_tokens, int) else list(max_tokens)
+        futures = {
+            self._pool.submit(
+                self.chat, messages, adapter=adapter, max_tokens=limit, temperature=temperature, seed=seed + index
+            ): index
+            for index, (messages, limit) in enumerate(zip(conversations, limits, strict=True))
+        }
+        answers: dict[int, Completion] = {}
+        try:
+            for future in as_completed(futures):
+                answers[futures[future]] = future.result()
+                progress(len(answers), len(conversations), f"{future.result().completion_tokens} tokens")
+        finally:
+            for future in futures:
+                future.cancel()
+        return [answers[index] for index in range(len(conversations))]
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._server = None
+
+    # ---------------------------------------------------------------------------
+
+    def _request(self, adapter: str | None, options: Mapping[str, Any]) -> dict[str, Any]:
+        if self._server is None:
+            raise CogumiError("the engine has been closed", "start it again", retryable=True)
+        if adapter is not None and adapter not in self.adapters:
+            raise CogumiError(f"no adapter {adapter!r} is loaded", nearest(adapter, self.adapters))
+        request = {
+            "max_tokens": options.get("max_tokens", 256),
+            "temperature": options.get("temperature", 0.0),
+            "top_p": options.get("top_p", 1.0),
+            "top_k": 0,
+            "min_p": 0.0,
+            "seed": options.get("seed", 0),
+            "cache_prompt": False,
+            "stream": True,
+            "lora": [{"id": i, "scale": float(name == adapter)} for i, name in enumerate(self.adapters)],
+        }
+        if options.get("stop"):
+            request["stop"] = list(options["stop"])
+        return request | {"logprobs": True, "top_logprobs": 1, "n_probs": 1}
+
+    def _ask(self, run: Callable[[Any], Any], piece: "Piece", adapter: str | None) -> Completion:
+        collector = _Collector(piece, adapter)
+        result = run(collector.receive)
+        return collector.completion(result)
+
+    def _stream(self, run: Callable[[Any], Any], piece: "Piece", adapter: str | None) -> Iterator[Chunk]:
+        pieces: queue.Queue[str | Completion | BaseException] = queue.Queue()
+        collector = _Collector(piece, adapter, pieces.put)
+
+        def work() -> None:
+            try:
+                pieces.put(collector.completion(run(collector.receive)))
+            except BaseException as error:
+                pieces.put(error)
+
+        threading.Thread(target=work, daemon=True).start()
+        try:
+            while True:
+                item = pieces.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if isinstance(item, Completion):
+                    yield Chunk("", item)
+                    return
+                yield Chunk(item)
+        finally:
+            collector.cancelled = True
+
+
+Piece = Callable[[dict[str, Any]], str]
+
+
+def _chat_piece(choice: dict[str, Any]) -> str:
+    return choice.get("delta", {}).get("content") or ""
+
+
+def _text_piece(choice: dict[str, Any]) -> str:
+    return choice.get("text") or ""
+
+
+class _Collector:
+    """Gathers the events of one request into a ``Completion``."""
+
+    def __init__(self, piece: Piece, adapter: str | None, listen: Callable[[str], None] | None = None) -> None:
+        self.piece, self.adapter, self.listen = piece, adapter, listen
+        self.text: list[str] = []
+        self.logprobs: list[float] = []
+        self.finish = "stop"
+        self.prompt_tokens = self.tokens = 0
+        self.error = ""
+        self.cancelled = False
+        self.started = time.perf_counter()
+
+    def receive(self, event: Any) -> bool:
+        """Called by llama.cpp for each event; returning True stops the generation."""
+        for item in event if isinstance(event, list) else [event]:
+            if "error" in item:
+                self.error = str(item["error"].get("message", item["error"]))
+                return True
+            for choice in item.get("choices", ()):
+                text = self.piece(choice)
+                if text:
+                    self.text.append(text)
+                    if self.listen:
+                        self.listen(text)
+                found = (choice.get("logprobs") or {}).get("content") or ()
+                self.logprobs.extend(min(0.0, float(token["logprob"])) for token in found)
+                self.finish = choice.get("finish_reason") or self.finish
+            timings = item.get("timings")
+            if timings:
+                self.prompt_tokens = timings["prompt_n"] + timings.get("cache_n", 0)
+                self.tokens = timings["predicted_n"]
+        return self.cancelled
+
+    def completion(self, result: Any) -> Completion:
+        if isinstance(result, dict) and "error" in result:
+            self.error = str(result["error"].get("message", result["error"]))
+        if self.error:
+            mend = "shorten the conversation, or raise serving.context" if "context" in self.error else "see the message"
+            raise CogumiError(f"llama.cpp: {self.error}", mend)
+        return Completion(
+            text="".join(self.text),
+            finish_reason="length" if self.finish == "length" else "stop",
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.tokens,
+            logprobs=tuple(self.logprobs),
+            seconds=time.perf_counter() - self.started,
+            adapter=self.adapter,
+        )

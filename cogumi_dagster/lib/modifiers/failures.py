@@ -1,0 +1,83 @@
+"""What the served base gets wrong on a modifier's training tasks, and what it gets right."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks, by_family
+from cogumi_dagster.lib.evaluation.statistics import Proportion
+from cogumi_dagster.lib.inference import Engine
+from cogumi_dagster.lib.jsonl import write_jsonl
+from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks import draw_tasks, families_of, verify
+from cogumi_dagster.lib.tasks.base import Split, Task
+
+MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
+    "code": ("code",),
+    "reasoning": ("reasoning", "math"),
+    "automation": ("automation",),
+}
+"""The task domains that each modifier answers for."""
+
+
+@dataclass(frozen=True)
+class FailuresReport:
+    """``solver_passes``: share of tasks whose exact solution its own verifier accepts (must be 1)."""
+
+    tasks: int
+    failures: int
+    successes: int
+    not_run: int
+    accuracy: Proportion
+    by_family: Mapping[str, Proportion]
+    solver_passes: Proportion
+    tokens_per_second: float
+
+
+def modifier_tasks(modifier: str, count: int, seed: int, split: Split) -> list[Task]:
+    """Tasks of one split from all families of a modifier's domains."""
+    names = [name for domain in MODIFIER_DOMAINS[modifier] for name in families_of(domain)]
+    return draw_tasks(names, count, seed, split)
+
+
+def find_failures(
+    engine: Engine, modifier: str, out: Path, *, count: int, min_failures: int, seed: int, progress: Progress = silent
+) -> FailuresReport:
+    """Answer ``count`` training tasks with the base alone; write failures.jsonl and successes.jsonl.
+
+    Raises:
+        CogumiError: a family's verifier rejects its own solver, or fewer failures than ``min_failures``.
+    """
+    import time
+
+    tasks = modifier_tasks(modifier, count, seed, "train")
+    solved = [verify(task, task.solution) for task in tasks if task.solution is not None]
+    judged = [verdict for verdict in solved if verdict.passed is not None]
+    sane = Proportion(sum(v.passed is True for v in judged), len(judged))
+    if sane.successes < sane.count:
+        wrong = next(t for t in tasks if t.solution is not None and verify(t, t.solution).passed is False)
+        raise CogumiError(
+            f"the verifier of {wrong.family} rejects its own solution of task {wrong.id}", "mend the family first"
+        )
+    started = time.perf_counter()
+    answers = answer_tasks(engine, tasks, progress=progress)
+    seconds = time.perf_counter() - started
+    failures = [answer for answer in answers if answer.verdict.passed is False]
+    if len(failures) < min_failures:
+        raise CogumiError(
+            f"the base fails on only {len(failures)} of {len(tasks)} {modifier} tasks, fewer than {min_failures}",
+            "raise modifiers.training_tasks, or do without this modifier",
+        )
+    write_jsonl(out / "failures.jsonl", (answer.to_json() for answer in failures))
+    write_jsonl(out / "successes.jsonl", (answer.to_json() for answer in answers if answer.passed))
+    return FailuresReport(
+        tasks=len(tasks),
+        failures=len(failures),
+        successes=sum(answer.passed for answer in answers),
+        not_run=sum(answer.verdict.passed is None for answer in answers),
+        accuracy=accuracy(answers),
+        by_family=by_family(answers),
+        solver_passes=sane,
+        tokens_per_second=sum(answer.completion.completion_tokens for answer in answers) / seconds,
+    )

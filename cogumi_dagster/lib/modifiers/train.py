@@ -1,0 +1,63 @@
+"""Train a modifier on the very weights that are served: the GGUF, dequantized."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
+from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.profile import LoraConfig
+from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.training.batches import Pair
+from cogumi_dagster.lib.training.lora import TrainingReport, train_lora
+
+VALIDATION_SHARE = 0.1
+
+
+def train_on_served_weights(
+    gguf: Path,
+    tokenizer_from: Path,
+    pairs: Sequence[Pair],
+    out: Path,
+    config: LoraConfig,
+    *,
+    scratch: Path,
+    device: str,
+    seed: int,
+    progress: Progress = silent,
+) -> TrainingReport:
+    """Dequantize ``gguf`` into ``scratch`` (once) and train a LoRA on it; a tenth of the pairs is validation."""
+    served = scratch / "served"
+    if not (served / "model.safetensors").is_file():
+        dequantize_checkpoint(gguf, tokenizer_from, served)
+    order = list(pairs)
+    random.Random(seed).shuffle(order)
+    held_out = max(1, round(VALIDATION_SHARE * len(order)))
+    return train_lora(
+        served,
+        order[held_out:],
+        out,
+        config,
+        validation=order[:held_out],
+        scratch=scratch / "steps",
+        device=device,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def task_pairs(path: Path) -> list[Pair]:
+    """Tasks with their exact solutions, as training pairs."""
+    return [Pair(row["prompt"], row["solution"], row["family"]) for row in read_jsonl(path)]
+
+
+def modifier_pairs(
+    cascade: Sequence[dict[str, Any]], successes: Sequence[dict[str, Any]], replay_share: float, seed: int
+) -> list[Pair]:
+    """What the modifier learns: the cascade's verified answers, and a replay of answers the base got right."""
+    lessons = [Pair(row["task"]["prompt"], row["response"], row["task"]["family"]) for row in cascade]
+    replayed = list(successes)
+    random.Random(seed).shuffle(replayed)
+    keep = min(len(replayed), round(replay_share * len(lessons) / max(1e-9, 1 - replay_share)))
+    return lessons + [Pair(row["task"]["prompt"], row["response"], "replay") for row in replayed[:keep]]

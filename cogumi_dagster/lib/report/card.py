@@ -1,0 +1,242 @@
+"""The report: one HTML page that needs nothing else, and the same as Markdown."""
+
+import html
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.artifacts import ArtifactRef
+from cogumi_dagster.lib.profile import Profile
+from cogumi_dagster.lib.report.figures import figures, reports_of
+
+HTML, MARKDOWN = "report.html", "report.md"
+
+STEPS = (
+    "distillation_dataset", "base_checkpoint", "pruned_checkpoint", "recovered_checkpoint", "awq_checkpoint",
+    "w4a16_checkpoint", "gguf_model", "packaged_base", "compression_frontier", "modifier_evaluation",
+    "strategy_evaluation", "router_model", "escalation_detector", "serving_bundle", "system_evaluation",
+)  # fmt: skip
+"""What the report must hold to be whole."""
+
+
+@dataclass(frozen=True)
+class CardReport:
+    """``missing``: steps of the graph that were not there to report on."""
+
+    artifacts: int
+    checks: int
+    passed: int
+    plots: int
+    missing: int
+    stand_ins: str
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def write_card(refs: Sequence[ArtifactRef], profile: Profile, out: Path) -> CardReport:
+    """Write ``report.html`` and ``report.md`` from the manifests alone."""
+    out.mkdir(parents=True, exist_ok=True)
+    reports = reports_of(refs)
+    tables = [_headline(reports), *_result_tables(reports), check_table(refs), artifact_table(refs)]
+    plots = figures(reports)
+    stand_ins = sorted(set(_stand_ins(reports)))
+    title = f"Cogumi report: {profile.name} profile, student {profile.student.name}"
+    (out / HTML).write_text(_html(title, profile, tables, plots, stand_ins, refs), encoding="utf-8")
+    (out / MARKDOWN).write_text(_markdown(title, profile, tables, stand_ins), encoding="utf-8")
+    checks = [check for ref in refs for check in ref.manifest.metrics.get("checks", ())]
+    return CardReport(
+        artifacts=len(refs),
+        checks=len(checks),
+        passed=sum(bool(check["passed"]) for check in checks),
+        plots=len(plots),
+        missing=sum(step not in reports for step in STEPS),
+        stand_ins=", ".join(stand_ins),
+    )
+
+
+def number(value: Any) -> str:
+    """A figure as people read it."""
+    if value is None:
+        return "not evaluated"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and abs(value) >= 10):
+        return f"{value:,.0f}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def proportion(value: Mapping[str, Any] | None) -> str:
+    """``0.71 (17 of 24; 0.51 to 0.85)``."""
+    if not value or value.get("value") is None:
+        return "not evaluated"
+    of = f"{value['successes']} of {value['count']}" if "successes" in value else f"n = {value['count']}"
+    if value.get("low") is None:
+        return f"{value['value']:.3f} ({of})"
+    return f"{value['value']:.3f} ({of}; {value['low']:.2f} to {value['high']:.2f})"
+
+
+def check_table(refs: Sequence[ArtifactRef]) -> Table:
+    """Every check with its figure, bound and verdict."""
+    rows = []
+    for ref in refs:
+        for check in ref.manifest.metrics.get("checks", ()):
+            interval = check.get("interval")
+            shown = number(check["value"]) + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
+            verdict = "pass" if check["passed"] else "fail" if check["blocking"] else "warn"
+            rows.append(
+                (label(ref), check["check"], shown, f"{check['bound']} {number(check['threshold'])}", verdict, check["description"])
+            )
+    note = "A warning is a true figure that missed its threshold; a failed blocking check stops what is downstream."
+    return Table("Checks", note, ("asset", "check", "value", "threshold", "verdict", "what it says"), tuple(rows))
+
+
+def artifact_table(refs: Sequence[ArtifactRef]) -> Table:
+    rows = tuple(
+        (label(r), size(r.manifest.bytes), f"{r.manifest.seconds:.1f} s", r.version[:12]) for r in refs
+    )
+    return Table("Artifacts", "Versions are SHA-256 of the contents.", ("asset", "bytes", "made in", "version"), rows)
+
+
+def label(ref: ArtifactRef) -> str:
+    manifest = ref.manifest
+    return f"{manifest.asset}[{manifest.partition}]" if manifest.partition else manifest.asset
+
+
+def size(count: int) -> str:
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
+
+
+def _headline(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Table:
+    rows: list[tuple[str, str]] = []
+
+    def add(name: str, asset: str, show: Any) -> None:
+        report = reports.get(asset, {}).get(None)
+        if report:
+            rows.append((name, show(report)))
+
+    add("Student", "student_model", lambda r: f"{r['name']}, {r['parameters']:,} parameters")
+    add("Training examples", "distillation_dataset", lambda r: f"{r['splits'].get('train', 0):,} of {r['rows']:,} records")
+    add("Served file", "gguf_model", lambda r: f"{r['export']['type']}, {size(r['export']['bytes'])}, {r['export']['bits_per_weight']:.2f} bits a weight")
+    add("Perplexity against the 16-bit parent", "gguf_model", lambda r: f"x {r['perplexity_ratio']:.4f} ({r['perplexity_tokens']} tokens)")
+    add("Packed with zstd", "packaged_base", lambda r: size(r["bytes_after"]))
+    add("Routed system", "system_evaluation", lambda r: proportion(r["routed"]))
+    add("Base alone", "system_evaluation", lambda r: proportion(r["base"]))
+    add("Oracle", "system_evaluation", lambda r: proportion(r["oracle"]))
+    add("Router AUROC", "router_model", lambda r: proportion(r["of_router"]["auroc"]))
+    return Table("At a glance", "Accuracies: successes of count, 95 % interval; majority baseline of open answers is 0.", ("figure", "value"), tuple(rows))
+
+
+def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[Table]:
+    if frontier := reports.get("compression_frontier", {}).get(None):
+        yield Table(
+            "Compression",
+            f"Perplexity on {frontier['perplexity_tokens']} held-out tokens, through llama.cpp.",
+            ("type", "MB", "predicted MB", "bits a weight", "perplexity / parent", "tokens/s", "zstd ratio", "K-quant fallback"),
+            tuple(
+                (r["type"], f"{r['bytes'] / 1e6:.1f}", f"{r['predicted_bytes'] / 1e6:.1f}", f"{r['bits_per_weight']:.2f}",
+                 f"{r['perplexity_ratio']:.4f}", f"{r['tokens_per_second']:.0f}", f"{r['zstd_ratio']:.3f}", f"{r['fallback_share']:.0%}")
+                for r in frontier["rows"]
+            ),
+        )  # fmt: skip
+    if modifiers := reports.get("modifier_evaluation"):
+        yield Table(
+            "Modifiers",
+            "Held-out tasks (split test), served. The gate: more repairs than breaks beyond chance, and no regression.",
+            ("modifier", "base", "with modifier", "failures repaired", "successes kept", "McNemar p", "gate"),
+            tuple(
+                (str(k), proportion(r["base"]), proportion(r["modified"]), proportion(r["repaired"]), proportion(r["kept"]),
+                 number(r["p_value"]), "passed" if r["gate_passed"] else "not passed")
+                for k, r in modifiers.items()
+            ),
+        )  # fmt: skip
+    for key, report in reports.get("strategy_evaluation", {}).items():
+        yield Table(
+            f"Strategy: {key}",
+            f"{report['problems']} class-balanced problems (split test), majority baseline {report['majority']['value']:.2f}.",
+            ("stage", "balanced accuracy", "recall YES", "recall NO", "exact traces"),
+            tuple(
+                (s["stage"], proportion(s["balanced_accuracy"]), proportion(s["recall_yes"]), proportion(s["recall_no"]), proportion(s["exact_traces"]))
+                for s in report["stages"]
+            ),
+        )  # fmt: skip
+    if system := reports.get("system_evaluation", {}).get(None):
+        rows = [(r["system"], proportion(r["accuracy"])) for r in system["systems"]]
+        rows += [
+            (f"{r['model']}: {r['benchmark']}", r["not_run"] or proportion(r["accuracy"])) for r in system["benchmarks"]
+        ]
+        yield Table("Systems", f"{system['tasks']} fresh test tasks of all domains.", ("system", "accuracy"), tuple(rows))
+
+
+def _stand_ins(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[str]:
+    """What stood in for something dearer, as the artifacts say themselves."""
+    for asset, partitions in reports.items():
+        for report in partitions.values():
+            if asset == "student_model" and report.get("stand_in"):
+                yield f"student: {report['source']}"
+            if asset == "quality_scores" and report.get("stand_in"):
+                yield f"judge: {report['judge']}"
+            if asset == "teacher_responses":
+                yield from (f"teacher: {name}" for name in report.get("stand_ins", ()))
+            if asset in ("strategy_journal", "learned_strategy") and report.get("stand_in"):
+                yield f"strategy teacher: {report['teacher']}"
+            yield from (f"cascade teacher: {name}" for name in report.get("stand_ins", ()) if asset == "cascade_examples")
+
+
+def _html(
+    title: str,
+    profile: Profile,
+    tables: Sequence[Table],
+    plots: Sequence[tuple[str, str]],
+    stand_ins: Sequence[str],
+    refs: Sequence[ArtifactRef],
+) -> str:
+    head, *rest = [_html_table(table) for table in tables]
+    pictures = "".join(f"<figure>{svg}<figcaption>{html.escape(text)}</figcaption></figure>" for text, svg in plots)
+    stand = f'<p class="note">Stand-ins in this profile: {html.escape(", ".join(stand_ins))}.</p>' if stand_ins else ""
+    raw = {label(ref): ref.manifest.metrics.get("report", {}) for ref in refs}
+    figures_json = html.escape(json.dumps(raw, indent=1, default=str))
+    style = files("cogumi_dagster.lib.report").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<meta name="viewport" content="width=device-width"><style>{style}</style></head><body><main>'
+        f"<h1>{html.escape(title)}</h1><p>{html.escape(profile.description)} Seed {profile.seed}.</p>{stand}"
+        f'{head}<div class="plots">{pictures}</div>{"".join(rest)}'
+        f"<details><summary>All figures as JSON</summary><pre>{figures_json}</pre></details></main></body></html>"
+    )
+
+
+def _html_table(table: Table) -> str:
+    columns = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
+    body = "".join(
+        "<tr>" + "".join(_html_cell(c, v) for c, v in zip(table.columns, row, strict=True)) + "</tr>" for row in table.rows
+    )
+    return (
+        f'<section><h2>{html.escape(table.title)}</h2><p class="note">{html.escape(table.note)}</p>'
+        f'<div class="wide"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div></section>'
+    )
+
+
+def _html_cell(column: str, value: str) -> str:
+    if column == "verdict":
+        return f'<td><span class="{html.escape(value)}">{html.escape(value)}</span></td>'
+    return f"<td>{html.escape(value)}</td>"
+
+
+def _markdown(title: str, profile: Profile, tables: Sequence[Table], stand_ins: Sequence[str]) -> str:
+    parts = [f"# {title}", f"{profile.description} Seed {profile.seed}."]
+    if stand_ins:
+        parts.append(f"Stand-ins in this profile: {', '.join(stand_ins)}.")
+    for table in tables:
+        lines = [" | ".join(table.columns), " | ".join("---" for _ in table.columns)]
+        lines += [" | ".join(cell.replace("|", "\\|") for cell in row) for row in table.rows]
+        parts += [f"## {table.title}", table.note, "\n".join(f"| {line} |" for line in lines)]
+    return "\n\n".join(parts) + "\n"

@@ -1,0 +1,138 @@
+"""What the router learns from: base and modifier on the same held-out tasks, with token log-probabilities."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks
+from cogumi_dagster.lib.evaluation.statistics import Proportion
+from cogumi_dagster.lib.inference import Engine
+from cogumi_dagster.lib.jsonl import write_jsonl
+from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS
+from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks import draw_tasks, families_of
+from cogumi_dagster.lib.tasks.base import Split, Task
+
+ROUTED_DOMAINS = ("code", "reasoning", "math", "automation", "science", "conversation", "creative")
+MODIFIER_OF: Mapping[str, str] = {domain: name for name, domains in MODIFIER_DOMAINS.items() for domain in domains}
+
+
+@dataclass(frozen=True)
+class DomainRow:
+    domain: str
+    modifier: str
+    tasks: int
+    base: float
+    modified: float
+    oracle: float
+
+
+@dataclass(frozen=True)
+class RoutingExamplesReport:
+    """Label balance: how often the base is right, and how often asking the modifier would pay."""
+
+    rows: int
+    split: str
+    base_right: Proportion
+    modifier_right: Proportion
+    modifier_repairs: Proportion
+    not_run: int
+    domains: tuple[DomainRow, ...]
+
+
+def held_out_tasks(count: int, seed: int, split: Split) -> list[Task]:
+    """Tasks of one split, all routed domains in equal parts."""
+    tasks: list[Task] = []
+    for index, domain in enumerate(ROUTED_DOMAINS):
+        wanted = count // len(ROUTED_DOMAINS) + (index < count % len(ROUTED_DOMAINS))
+        tasks += draw_tasks(families_of(domain), wanted, seed, split)
+    return tasks
+
+
+def collect_examples(
+    engine: Engine, out: Path, *, count: int, seed: int, split: Split = "validation", progress: Progress = silent
+) -> RoutingExamplesReport:
+    """Answer with the base, and with the modifier of the task's domain where there is one; write examples.jsonl.
+
+    Raises:
+        CogumiError: no task could be judged.
+    """
+    rows, base, modified = collect_rows(engine, held_out_tasks(count, seed + 3, split), progress)
+    if not rows:
+        raise CogumiError("no task could be judged", "install bubblewrap for the code tasks, or raise routing.examples")
+    write_jsonl(out / "examples.jsonl", rows)
+    pairs = [(b, modified.get(b.task.id)) for b in base if b.verdict.passed is not None]
+    other = [m for _, m in pairs if m is not None]
+    repairs = [m.passed for b, m in pairs if m is not None and not b.passed]
+    return RoutingExamplesReport(
+        rows=len(rows),
+        split=split,
+        base_right=accuracy([b for b, _ in pairs]),
+        modifier_right=accuracy(other),
+        modifier_repairs=Proportion(sum(repairs), len(repairs)),
+        not_run=len(base) - len(rows),
+        domains=tuple(_domain_row(domain, pairs) for domain in ROUTED_DOMAINS),
+    )
+
+
+def collect_rows(
+    engine: Engine, tasks: Sequence[Task], progress: Progress = silent
+) -> tuple[list[dict[str, Any]], list[Answered], dict[str, Answered]]:
+    """(rows for ``routing``, base answers, the modifiers' answers by task id)."""
+    groups = {name: [t for t in tasks if MODIFIER_OF.get(t.domain) == name] for name in engine.adapters}
+    total, done = len(tasks) + sum(map(len, groups.values())), 0
+
+    def from_here(start: int) -> Progress:
+        return lambda now, _, note: progress(start + now, total, note)
+
+    base = answer_tasks(engine, tasks, progress=from_here(0))
+    done = len(tasks)
+    modified: dict[str, Answered] = {}
+    for name, group in groups.items():
+        answers = answer_tasks(engine, group, adapter=name, progress=from_here(done))
+        modified |= {answer.task.id: answer for answer in answers}
+        done += len(group)
+    rows = []
+    for answer in base:
+        other = modified.get(answer.task.id)
+        if answer.verdict.passed is None or (other is not None and other.verdict.passed is None):
+            continue
+        name = MODIFIER_OF.get(answer.task.domain) if other is not None else None
+        rows.append(
+            {
+                "task_id": answer.task.id,
+                "domain": answer.task.domain,
+                "family": answer.task.family,
+                "modifier": name,
+                "prompt": answer.task.prompt,
+                "split": answer.task.split,
+                "base": _side(answer),
+                "modifiers": {name: _side(other)} if name and other else {},
+            }
+        )
+    return rows, base, modified
+
+
+def _side(answer: Answered) -> dict[str, Any]:
+    completion = answer.completion
+    return {
+        "text": completion.text,
+        "passed": answer.passed,
+        "logprobs": [round(value, 4) for value in completion.logprobs],
+        "completion_tokens": completion.completion_tokens,
+    }
+
+
+def _domain_row(domain: str, pairs: Sequence[tuple[Answered, Answered | None]]) -> DomainRow:
+    here = [(b, m) for b, m in pairs if b.task.domain == domain]
+    count = max(1, len(here))
+    return DomainRow(
+        domain=domain,
+        modifier=MODIFIER_OF.get(domain, "none"),
+        tasks=len(here),
+        base=sum(b.passed for b, _ in here) / count,
+        modified=sum((m or b).passed for b, m in here) / count,
+        oracle=sum(b.passed or (m is not None and m.passed) for b, m in here) / count,
+    )

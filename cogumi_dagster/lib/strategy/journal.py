@@ -1,0 +1,109 @@
+"""The study's loop: attempt a batch, see the verdicts, write a journal entry, distil a strategy, apply it.
+
+Offline the exact solver is the teacher: its strategies are written down here, in the order in which
+it proposes them, and its worked traces are exact. The attempts, verdicts and the stop are real.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.evaluation.statistics import Proportion, balanced_accuracy, majority_baseline
+from cogumi_dagster.lib.inference import Engine
+from cogumi_dagster.lib.jsonl import write_jsonl
+from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt
+
+
+@dataclass(frozen=True)
+class JournalEntry:
+    """One batch: which strategy was in the prompt, how it went, and what the teacher concluded."""
+
+    batch: int
+    strategy: int
+    problems: int
+    accuracy: Proportion
+    balanced_accuracy: float
+    majority: Proportion
+    wrong_yes: int
+    wrong_no: int
+    unparsed: int
+    note: str
+
+
+@dataclass(frozen=True)
+class JournalReport:
+    family: str
+    teacher: str
+    stand_in: bool
+    entries: tuple[JournalEntry, ...]
+    strategies: int
+    best_strategy: int
+    best_balanced_accuracy: float
+
+
+def keep_journal(
+    engine: Engine, family: StrategyFamily, out: Path, *, batches: int, problems: int, seed: int, progress: Progress = silent
+) -> JournalReport:
+    """Run ``batches`` batches of fresh class-balanced training problems; stop early when a strategy no longer helps.
+
+    Writes journal.jsonl and strategies.json (texts, and which did best).
+    """
+    entries: list[JournalEntry] = []
+    scores: dict[int, list[float]] = {}
+    current = 0
+    for batch in range(batches):
+        tasks = family.problems(problems, seed + 101 * batch, "train")
+        answers = attempt(engine, tasks, strategy=family.strategies[current])
+        entry = _entry(batch, current, answers)
+        entries.append(entry)
+        scores.setdefault(current, []).append(entry.balanced_accuracy)
+        progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy:.2f} with strategy {current}")
+        if current + 1 < len(family.strategies):
+            current += 1
+        elif len(scores[current]) > 1 and scores[current][-1] <= max(scores[current][:-1]):
+            break
+    means = {version: sum(values) / len(values) for version, values in scores.items()}
+    best = max(means, key=lambda version: (means[version], version))
+    write_jsonl(out / "journal.jsonl", (_row(entry) for entry in entries))
+    texts = [{"version": version, "text": text} for version, text in enumerate(family.strategies)]
+    (out / "strategies.json").write_text(json.dumps({"best": best, "strategies": texts}, indent=1))
+    return JournalReport(family.name, "solver", True, tuple(entries), len(means), best, means[best])
+
+
+def _entry(batch: int, strategy: int, answers: Sequence[Answered]) -> JournalEntry:
+    labels = [str(answer.task.answer) for answer in answers]
+    if len(set(labels)) < 2:
+        raise CogumiError("a batch of problems has one class only", "raise strategy.batch_problems")
+    said = [said_in(answer) for answer in answers]
+    wrong_yes = sum(label == "NO" and guess == "YES" for label, guess in zip(labels, said, strict=True))
+    wrong_no = sum(label == "YES" and guess == "NO" for label, guess in zip(labels, said, strict=True))
+    unparsed = said.count("")
+    balanced = balanced_accuracy(labels, said)
+    lean = "says YES too often" if wrong_yes > wrong_no else "says NO too often" if wrong_no > wrong_yes else "errs both ways"
+    note = (
+        f"{sum(a.passed for a in answers)} of {len(answers)} right; the student {lean}"
+        + (f" and gives no verdict {unparsed} times" if unparsed else "")
+        + ("; it must count what runs at the same time, step by step" if balanced < 0.75 else "")
+    )
+    right = Proportion(sum(answer.passed for answer in answers), len(answers))
+    return JournalEntry(
+        batch, strategy, len(answers), right, balanced, majority_baseline(labels), wrong_yes, wrong_no, unparsed, note
+    )
+
+
+def said_in(answer: Answered) -> str:
+    """The verdict an answer ends with: YES, NO or nothing."""
+    import re
+
+    found = re.findall(r"\b(yes|no)\b", answer.completion.text, re.IGNORECASE)
+    return found[-1].upper() if found else ""
+
+
+def _row(entry: JournalEntry) -> dict[str, object]:
+    from cogumi_dagster.lib.evaluation.statistics import report_json
+
+    return report_json(entry)

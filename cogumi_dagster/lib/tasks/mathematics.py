@@ -1,0 +1,249 @@
+"""Mathematics: arithmetic, number theory, equations and word problems, with the steps written out."""
+
+import math
+import re
+
+from cogumi_dagster.lib.tasks.answers import stated_answer
+from cogumi_dagster.lib.tasks.base import Difficulty
+from cogumi_dagster.lib.tasks.gym import Entry, GymFamily, Worked
+
+_END = 'end with a line "Answer: <number>".'
+
+
+def _ask_sum(entry: Entry) -> str:
+    return f"Calculate {entry['metadata']['expression']}.\nWrite the running total after each term, then {_END}"
+
+
+def _work_sum(entry: Entry, _: Difficulty) -> Worked:
+    first, *rest = entry["metadata"]["expression"].split()
+    total, steps = int(first), []
+    for sign, text in zip(rest[::2], rest[1::2], strict=True):
+        after = total + int(text) if sign == "+" else total - int(text)
+        steps.append(f"{total} {sign} {text} = {after}")
+        total = after
+    return "\n".join(steps), str(total)
+
+
+def _ask_product(entry: Entry) -> str:
+    return f"Calculate {entry['metadata']['expression']}.\nSplit one factor by its digits, add the parts, then {_END}"
+
+
+def _work_product(entry: Entry, _: Difficulty) -> Worked:
+    left, right = (int(text) for text in entry["metadata"]["expression"].split(" * "))
+    small, large = sorted((left, right))
+    digits = str(small)
+    parts = [int(digit) * 10 ** (len(digits) - place) for place, digit in enumerate(digits, 1) if digit != "0"]
+    lines = [f"{large} * {part} = {large * part}" for part in parts]
+    if len(parts) > 1:
+        lines.append(" + ".join(str(large * part) for part in parts) + f" = {left * right}")
+    return "\n".join(lines) or f"{large} * 0 = 0", str(left * right)
+
+
+def _ask_gcd(entry: Entry) -> str:
+    left, right = entry["metadata"]["numbers"]
+    return (
+        f"Find the greatest common divisor of {left} and {right}.\n"
+        f"Use Euclid's algorithm (a mod b = r until r is 0), then {_END}"
+    )
+
+
+def _work_gcd(entry: Entry, _: Difficulty) -> Worked:
+    small, large = sorted(entry["metadata"]["numbers"])
+    steps = []
+    while small:
+        steps.append(f"{large} mod {small} = {large % small}")
+        large, small = small, large % small
+    return "\n".join(steps), str(large)
+
+
+def _ask_equation(entry: Entry) -> str:
+    variable, equation = entry["metadata"]["variable"], entry["metadata"]["equation"]
+    return f"Solve for {variable}: {equation}\nMove the constant, divide by the coefficient, then {_END}"
+
+
+def _work_equation(entry: Entry, _: Difficulty) -> Worked | None:
+    variable = entry["metadata"]["variable"]
+    left, right = entry["metadata"]["equation"].split(" = ")
+    coefficient, constant = 0, 0
+    for sign, term in re.findall(r"([+-]?)\s*([^\s+-]+)", left):
+        factor = -1 if sign == "-" else 1
+        if variable in term:
+            coefficient += factor * int(term.split("*")[0] if "*" in term else 1)
+        else:
+            constant += factor * int(term)
+    if coefficient == 0:
+        return None
+    value = int(right) - constant
+    moved = f"- {constant}" if constant > 0 else f"+ {-constant}"
+    lines = [f"{coefficient}*{variable} = {right} {moved} = {value}"] if constant else []
+    lines.append(f"{variable} = {value} / {coefficient} = {value // coefficient}")
+    return "\n".join(lines), str(value // coefficient)
+
+
+def _ask_factors(entry: Entry) -> str:
+    return (
+        f"Find the prime factorization of {entry['metadata']['number']}.\n"
+        'Divide by primes from the smallest, then end with a line "Answer: <factors>", such as 2 x 2 x 3 for 12.'
+    )
+
+
+def _work_factors(entry: Entry, _: Difficulty) -> Worked:
+    rest, factors, steps = int(entry["metadata"]["number"]), [], []
+    prime = 2
+    while rest > 1:
+        if prime * prime > rest:
+            prime = rest
+        if rest % prime == 0:
+            steps.append(f"{rest} / {prime} = {rest // prime}")
+            factors.append(prime)
+            rest //= prime
+        else:
+            prime += 1
+    return "\n".join(steps), " x ".join(map(str, factors))
+
+
+def _read_factors(response: str) -> str:
+    """The factors in ascending order, as reasoning-gym writes them."""
+    stated = stated_answer(response)
+    lines = [line for line in response.splitlines() if line.strip()]
+    text = stated or (lines[-1] if lines else "")
+    numbers: list[str] = re.findall(r"\d{1,9}", re.split(r"=", text)[-1])
+    return " \u00d7 ".join(sorted(numbers, key=int))
+
+
+def _ask_legs(entry: Entry) -> str:
+    animals = entry["question"].split(" if you have ")[1].strip().rstrip("?")
+    return f"How many legs do these animals have in total: {animals}?\nMultiply for each kind, add up, then {_END}"
+
+
+def _work_legs(entry: Entry, _: Difficulty) -> Worked:
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    animals: dict[str, int] = entry["metadata"]["animals"]
+    parts = [count * int(ANIMALS[name]) for name, count in animals.items()]
+    lines = [
+        f"{name}: {count} * {ANIMALS[name]} = {part}"
+        for (name, count), part in zip(animals.items(), parts, strict=True)
+    ]
+    if len(parts) > 1:
+        lines.append(" + ".join(map(str, parts)) + f" = {sum(parts)}")
+    return "\n".join(lines), str(sum(parts))
+
+
+def _ask_fraction(entry: Entry) -> str:
+    facts = entry["metadata"]
+    return (
+        f"Simplify the fraction {facts['numerator']}/{facts['denominator']} to its lowest terms.\n"
+        'Name the greatest common divisor, divide both by it, then end with a line "Answer: <a>/<b>".'
+    )
+
+
+def _work_fraction(entry: Entry, _: Difficulty) -> Worked:
+    top, bottom = entry["metadata"]["numerator"], entry["metadata"]["denominator"]
+    divisor = math.gcd(top, bottom)
+    steps = f"gcd = {divisor}\n{top} / {divisor} = {top // divisor}\n{bottom} / {divisor} = {bottom // divisor}"
+    return steps, f"{top // divisor}/{bottom // divisor}"
+
+
+def _read_fraction(response: str) -> str:
+    found = re.findall(r"\d{1,9}\s*/\s*\d{1,9}", stated_answer(response) or response)
+    return "".join(found[-1].split()) if found else ""
+
+
+_STEPS = {"easy": (2, 2), "medium": (3, 3), "hard": (4, 6)}
+"""Sentences of reasoning-gym's own solution, which is the only sign of difficulty its word problems carry."""
+_EQUATION = re.compile(r"(?<![\d.)%])(-?\d+(?:\.\d+)?) ?([-+*/x\u00d7]) ?(\d+(?:\.\d+)?) ?= ?\$?(-?\d+(?:\.\d+)?)\b")
+
+
+def _ask_word_problem(entry: Entry) -> str:
+    question = entry["question"].split(" Give the result as")[0].strip()
+    return f"{question}\nWork it out in short steps, then {_END}"
+
+
+def _work_word_problem(entry: Entry, difficulty: Difficulty) -> Worked | None:
+    steps = [line.strip() for line in entry["metadata"]["answer_cot"].split("####")[0].splitlines() if line.strip()]
+    least, most = _STEPS[difficulty]
+    if not least <= len(steps) <= most or "step by step" in steps[0]:
+        return None
+    text, answer = "\n".join(steps), str(entry["answer"])
+    if len(text) > 420 or not re.fullmatch(r"-?\d+", answer) or not re.search(rf"(?<![\d.]){answer}\b", steps[-1]):
+        return None
+    if re.search(r"(?<![\d.])(\d+) ?= ?\1(?![\d.])", text) or not all(map(_holds, _EQUATION.findall(text))):
+        return None  # some of the templates write an equation that is empty or wrong
+    return text, answer
+
+
+def _holds(equation: tuple[str, str, str, str]) -> bool:
+    left, right, result = float(equation[0]), float(equation[2]), float(equation[3])
+    sign = equation[1]
+    if sign == "/" and right == 0:
+        return False
+    value = left + right if sign == "+" else left - right if sign == "-" else left / right if sign == "/" else None
+    return abs((left * right if value is None else value) - result) < 0.51
+
+
+CHAIN_SUM = GymFamily(
+    "chain_sum", "math", "chain_sum",
+    {
+        "easy": {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2},
+        "medium": {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
+        "hard": {"min_terms": 4, "max_terms": 6, "min_digits": 2, "max_digits": 3},
+    },
+    _ask_sum, _work_sum, max_tokens=128,
+)  # fmt: skip
+PRODUCTS = GymFamily(
+    "products", "math", "products",
+    {
+        "easy": {"min_digits": 1, "max_digits": 1, "min_terms": 2, "max_terms": 2},
+        "medium": {"min_digits": 1, "max_digits": 2, "min_terms": 2, "max_terms": 2},
+        "hard": {"min_digits": 2, "max_digits": 3, "min_terms": 2, "max_terms": 2},
+    },
+    _ask_product, _work_product, max_tokens=128,
+)  # fmt: skip
+GCD = GymFamily(
+    "gcd", "math", "gcd",
+    {"easy": {"max_value": 30}, "medium": {"max_value": 120}, "hard": {"max_value": 1000}},
+    _ask_gcd, _work_gcd, max_tokens=128,
+)  # fmt: skip
+SIMPLE_EQUATIONS = GymFamily(
+    "simple_equations", "math", "simple_equations",
+    {
+        "easy": {"min_terms": 2, "max_terms": 2, "max_value": 10, "operators_weights": [0.5, 0.5, 0.0]},
+        "medium": {"min_terms": 2, "max_terms": 2, "max_value": 20},
+        "hard": {"min_terms": 3, "max_terms": 4, "max_value": 40},
+    },
+    _ask_equation, _work_equation, max_tokens=96,
+)  # fmt: skip
+PRIME_FACTORS = GymFamily(
+    "prime_factorization", "math", "prime_factorization",
+    {
+        "easy": {"min_value": 4, "max_value": 60},
+        "medium": {"min_value": 60, "max_value": 300},
+        "hard": {"min_value": 300, "max_value": 2000},
+    },
+    _ask_factors, _work_factors, _read_factors, max_tokens=128,
+)  # fmt: skip
+LEG_COUNTING = GymFamily(
+    "leg_counting", "math", "leg_counting",
+    {
+        "easy": {"min_animals": 1, "max_animals": 2, "max_instances": 5},
+        "medium": {"min_animals": 3, "max_animals": 3, "max_instances": 9},
+        "hard": {"min_animals": 4, "max_animals": 6, "max_instances": 15},
+    },
+    _ask_legs, _work_legs, max_tokens=128,
+)  # fmt: skip
+FRACTIONS = GymFamily(
+    "fraction_simplification", "math", "fraction_simplification",
+    {
+        "easy": {"max_value": 12, "max_factor": 6, "styles": ("plain",)},
+        "medium": {"max_value": 40, "max_factor": 12, "styles": ("plain",)},
+        "hard": {"max_value": 200, "max_factor": 40, "styles": ("plain",)},
+    },
+    _ask_fraction, _work_fraction, _read_fraction, max_tokens=96,
+    facts=("numerator", "denominator", "simplified_numerator", "simplified_denominator"),
+)  # fmt: skip
+WORD_PROBLEMS = GymFamily(
+    "gsm_symbolic", "math", "gsm_symbolic",
+    {"easy": {}, "medium": {}, "hard": {}},
+    _ask_word_problem, _work_word_problem, max_tokens=192,
+)  # fmt: skip

@@ -1,0 +1,122 @@
+"""Meeting rooms: can all meetings be held? Decided by a sweep over starts and ends.
+
+The published mix: EASY 2 meetings and 2-3 rooms, MEDIUM 3-4 and 2-3, HARD 4-6 and 2-4; starts 9-15, lengths 1-3.
+Most of its answers are YES (all of EASY: two meetings never need three rooms), so accuracy is read against
+the majority, and training uses ``generate_balanced``.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from random import Random
+
+from cogumi_dagster.lib.tasks.base import Difficulty, Task, Verdict
+from cogumi_dagster.lib.tasks.drawing import distinct, seeded
+
+Meeting = tuple[int, int]
+"""Start and end hour; a meeting that ends at T leaves its room to one that starts at T."""
+
+MEETINGS: Mapping[Difficulty, tuple[int, int]] = {"easy": (2, 2), "medium": (3, 4), "hard": (4, 6)}
+ROOMS: Mapping[Difficulty, tuple[int, int]] = {"easy": (2, 3), "medium": (2, 3), "hard": (2, 4)}
+STARTS = (9, 15)
+LENGTHS = (1, 3)
+
+
+def sweep(meetings: Sequence[Meeting]) -> list[tuple[int, int, int]]:
+    """Events ``(hour, +1 or -1, meetings now running)`` in time order, ends before starts."""
+    events = sorted([(end, -1) for _, end in meetings] + [(start, 1) for start, _ in meetings])
+    running, rows = 0, []
+    for hour, change in events:
+        running += change
+        rows.append((hour, change, running))
+    return rows
+
+
+def peak(meetings: Sequence[Meeting]) -> int:
+    """The most meetings that run at once."""
+    return max((running for _, _, running in sweep(meetings)), default=0)
+
+
+def is_feasible(meetings: Sequence[Meeting], rooms: int) -> bool:
+    """Whether ``rooms`` rooms hold all meetings."""
+    return peak(meetings) <= rooms
+
+
+def trace(meetings: Sequence[Meeting], rooms: int) -> str:
+    """The worked solution: ``9+ 1; 10+ 2; 11- 1; 12- 0; peak 2, rooms 2: YES``."""
+    steps = "; ".join(f"{hour}{'+' if change > 0 else '-'} {running}" for hour, change, running in sweep(meetings))
+    return f"{steps}; peak {peak(meetings)}, rooms {rooms}: {'YES' if is_feasible(meetings, rooms) else 'NO'}"
+
+
+def prompt_for(meetings: Sequence[Meeting], rooms: int) -> str:
+    listed = ", ".join(f"[{start}-{end}]" for start, end in meetings)
+    return (
+        f"Meetings: {listed}. Rooms: {rooms}. Can all meetings be scheduled?\n"
+        "A meeting that ends at T does not conflict with one that starts at T. "
+        "Go through starts (+) and ends (-) in time order with the number running, "
+        "compare the peak with the rooms, and end with YES or NO."
+    )
+
+
+class Scheduling:
+    """The family ``scheduling``."""
+
+    name = "scheduling"
+    domain = "reasoning"
+    max_tokens = 120
+    version = "1"
+
+    def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
+        """The published mix of one difficulty."""
+        rng = seeded(self.name, difficulty, seed)
+        return distinct(lambda: self._task(*_draw(rng, difficulty, ROOMS[difficulty]), difficulty), count)
+
+    def generate_balanced(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
+        """As many NO as YES (one more YES for an odd count), in mixed order.
+
+        EASY problems that are not feasible need a single room, which the published mix does not have.
+        """
+        rng = seeded(self.name, "balanced", difficulty, seed)
+        rooms = (1, 3) if difficulty == "easy" else ROOMS[difficulty]
+        tasks: list[Task] = []
+        for answer, wanted in (("YES", count - count // 2), ("NO", count // 2)):
+            tasks += distinct(partial(self._answering, rng, difficulty, rooms, answer), wanted)
+        rng.shuffle(tasks)
+        return tasks
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        said = re.findall(r"\b(yes|no)\b", response, re.IGNORECASE)
+        if not said:
+            return Verdict(False, "neither YES nor NO was given")
+        if said[-1].upper() == task.answer:
+            return Verdict(True, "right", 1.0)
+        return Verdict(False, f"the answer is {task.answer}, not {said[-1].upper()}")
+
+    def _answering(self, rng: Random, difficulty: Difficulty, rooms: tuple[int, int], answer: str) -> Task | None:
+        for _ in range(100):
+            task = self._task(*_draw(rng, difficulty, rooms), difficulty)
+            if task.answer == answer:
+                return task
+        return None
+
+    def _task(self, meetings: list[Meeting], rooms: int, difficulty: Difficulty) -> Task:
+        return Task(
+            domain=self.domain,
+            family=self.name,
+            difficulty=difficulty,
+            prompt=prompt_for(meetings, rooms),
+            payload={"meetings": [list(meeting) for meeting in meetings], "rooms": rooms},
+            answer="YES" if is_feasible(meetings, rooms) else "NO",
+            solution=trace(meetings, rooms),
+        )
+
+
+def _draw(rng: Random, difficulty: Difficulty, rooms: tuple[int, int]) -> tuple[list[Meeting], int]:
+    meetings = []
+    for _ in range(rng.randint(*MEETINGS[difficulty])):
+        start = rng.randint(*STARTS)
+        meetings.append((start, start + rng.randint(*LENGTHS)))
+    return meetings, rng.randint(*rooms)
+
+
+SCHEDULING = Scheduling()

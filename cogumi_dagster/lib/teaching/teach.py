@@ -1,0 +1,291 @@
+"""Teaching: a mix of teachers answers a domain's tasks.
+
+Each task belongs to one teacher by share, by the hash of its id, so that a rerun asks the same teacher. What a teacher
+cannot answer goes to the next of the mix, and the report says so.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypedDict
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.inference.base import Engine, Message
+from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks.base import Task, Verdict
+from cogumi_dagster.lib.teaching.asking import Asker, Outcome, Request
+from cogumi_dagster.lib.teaching.catalogue import MICROS, Catalogue, Teacher
+from cogumi_dagster.lib.teaching.journal import InDoubt, Journal, OnDoubt
+from cogumi_dagster.lib.teaching.providers import Answer, solve
+
+
+class VerdictRow(TypedDict):
+    passed: bool | None
+    reason: str
+    score: float
+
+
+class ResponseRow(TypedDict):
+    """A task and its answer, as written to JSONL. ``usd`` is what the answer cost, whenever it was paid."""
+
+    task: dict[str, Any]
+    teacher: str
+    tier: int
+    response: str
+    verdict: VerdictRow
+    finish_reason: str
+    prompt_tokens: int
+    completion_tokens: int
+    usd: float
+    stand_in: bool
+
+
+@dataclass(frozen=True)
+class TeachingReport:
+    """What teaching a domain's tasks came to. Dollars; counts are of tasks unless said otherwise."""
+
+    domain: str
+    tasks: int
+    rows: int
+    unanswered: int
+    """Tasks that no teacher of the mix answered."""
+    by_teacher: dict[str, int]
+    passed: int
+    checked: int
+    """Rows with a verdict; the others have no verifier."""
+    verified_share: float | None
+    """``passed / checked``; None when nothing could be checked."""
+    new_calls: int
+    """Requests sent, retries included."""
+    cached_calls: int
+    """Answers that the journal already had."""
+    usd: float
+    """What the new calls cost, with the worst case of those lost."""
+    usd_of_rows: float
+    failures: dict[str, int]
+    """Answers that were not good, by ``teacher: reason``."""
+    reassigned: dict[str, int]
+    """Tasks passed on, by ``from -> to: reason``."""
+    unavailable: dict[str, str]
+    in_doubt: tuple[InDoubt, ...]
+    stand_ins: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def teach(
+    tasks: Sequence[Task],
+    domain: str,
+    shares: Mapping[str, float],
+    catalogue: Catalogue,
+    journal: Journal,
+    engine: Callable[[], Engine] | None,
+    verify: Callable[[Task, str], Verdict],
+    *,
+    max_tokens: int,
+    concurrency: int = 4,
+    cap_usd: float = 0.0,
+    on_doubt: OnDoubt = "retry",
+    engine_version: str = "",
+    progress: Progress = silent,
+) -> tuple[list[ResponseRow], TeachingReport]:
+    """Have ``tasks`` answered by the teachers of ``shares`` (name to share, summing to 1).
+
+    At most one row a task, in the order of ``tasks``. ``engine`` is called only if the local teacher is asked;
+    ``engine_version`` names its weights, so that other weights are asked anew. Truncated and empty answers of a paid
+    teacher stay as rows marked not passed; the local teacher's answers stay only where the verifier accepts them, or
+    where there is none.
+
+    Raises:
+        CogumiError: an unknown teacher, shares that do not sum to 1, or calls in doubt while ``on_doubt`` is "ask".
+    """
+    names = _checked_shares(shares, catalogue)
+    settle_doubts(journal, on_doubt)
+    asker = Asker(
+        catalogue,
+        journal,
+        engine,
+        cap_usd=cap_usd,
+        on_doubt=on_doubt,
+        concurrency=concurrency,
+        engine_version=engine_version,
+    )
+    work = _Work(asker, names, domain, verify, max_tokens)
+    pending = {task.id: _assigned(task, shares) for task in tasks}
+    by_id = {task.id: task for task in tasks}
+    while pending:
+        pending = work.round(pending, by_id, lambda note: progress(len(work.rows), len(by_id), note))
+    rows = [work.rows[name] for name in by_id if name in work.rows]
+    return rows, _report(work, domain, by_id, rows)
+
+
+def settle_doubts(journal: Journal, policy: OnDoubt) -> None:
+    """Settle the calls that earlier runs left in doubt; under "ask", stop and list them.
+
+    Raises:
+        CogumiError: there are some and the policy is "ask".
+    """
+    doubts = journal.settle(policy)
+    if doubts and policy == "ask":
+        worst = sum(doubt.worst_usd for doubt in doubts)
+        shown = ", ".join(f"#{d.id} {d.teacher} task {d.task} (at most ${d.worst_usd:.6f})" for d in doubts[:8])
+        raise CogumiError(
+            f"{len(doubts)} call(s) may have been billed without an answer, at most ${worst:.6f} in all: {shown}",
+            "set teaching.on_doubt to retry (ask again, maybe pay twice) or skip (never ask those again)",
+        )
+
+
+def chat_messages(teacher: Teacher, prompt: str) -> tuple[Message, ...]:
+    """A prompt under the teacher's system prompt."""
+    user = Message(role="user", content=prompt)
+    return (Message(role="system", content=teacher.system_prompt), user) if teacher.system_prompt else (user,)
+
+
+def judged(task: Task, answer: Answer, verify: Callable[[Task, str], Verdict]) -> Verdict:
+    """The verifier's verdict; never a pass for an answer that is empty or was cut off."""
+    if not answer.text.strip():
+        return Verdict(False, "empty")
+    if answer.finish_reason == "length":
+        return Verdict(False, "truncated")
+    if answer.finish_reason == "content_filter":
+        return Verdict(False, "refused")
+    return verify(task, answer.text)
+
+
+@dataclass
+class _Work:
+    """One domain under way."""
+
+    asker: Asker
+    names: list[str]
+    domain: str
+    verify: Callable[[Task, str], Verdict]
+    max_tokens: int
+    rows: dict[str, ResponseRow] = field(default_factory=dict)
+    tried: dict[str, set[str]] = field(default_factory=dict)
+    failures: Counter[str] = field(default_factory=Counter)
+    reassigned: Counter[str] = field(default_factory=Counter)
+    cached: int = 0
+
+    def round(
+        self, pending: Mapping[str, str], by_id: Mapping[str, Task], progress: Callable[[str], None]
+    ) -> dict[str, str]:
+        """Ask each pending task's teacher; return the tasks to pass on, with the next teacher.
+
+        One teacher after the other, so that never more than ``concurrency`` calls are open.
+        """
+        onward: dict[str, str] = {}
+        for name in self.names:
+            mine = [by_id[task] for task, teacher in pending.items() if teacher == name]
+            for task, outcome in zip(mine, self._ask(name, mine, progress), strict=True):
+                reason = self._keep(name, task, outcome)
+                if reason:
+                    self.failures[f"{name}: {reason}"] += 1
+                    self._pass_on(name, task, reason, onward)
+            progress(name)
+        return onward
+
+    def _ask(self, name: str, tasks: list[Task], progress: Callable[[str], None]) -> list[Outcome]:
+        teacher = self.asker.catalogue.get(name)
+        if teacher.provider == "solver":
+            solved = (solve(task) for task in tasks)
+            return [Outcome(answer, failure="" if answer else "no solution") for answer in solved]
+        requests = [Request(chat_messages(teacher, task.prompt), task.id, self.domain) for task in tasks]
+
+        def on_call(done: int, total: int, note: str = "") -> None:
+            progress(f"{note} {done}/{total}")
+
+        return self.asker.ask_many(name, requests, max_tokens=self.max_tokens, progress=on_call)
+
+    def _keep(self, name: str, task: Task, outcome: Outcome) -> str:
+        """Make the row of an answer that is kept; return why the task must be passed on, else nothing."""
+        if outcome.answer is None:
+            return outcome.failure
+        self.cached += outcome.cached
+        teacher = self.asker.catalogue.get(name)
+        verdict = judged(task, outcome.answer, self.verify)
+        marked = verdict.reason in ("empty", "truncated", "refused")
+        if verdict.passed is False and not teacher.paid:
+            return verdict.reason if marked else "rejected by the verifier"
+        if marked:
+            self.failures[f"{name}: {verdict.reason}"] += 1
+        self.rows[task.id] = response_row(task, teacher, outcome, verdict)
+        return ""
+
+    def _pass_on(self, name: str, task: Task, reason: str, onward: dict[str, str]) -> None:
+        """To the solver if an answer was bad, else to the next of the mix that has not tried."""
+        tried = self.tried.setdefault(task.id, set())
+        tried.add(name)
+        at = self.names.index(name)
+        others = self.names[at + 1 :] + self.names[:at]
+        if reason not in self.asker.down.values():
+            others.sort(key=lambda other: self.asker.catalogue.get(other).provider != "solver")
+        following = next((other for other in others if other not in tried), None)
+        if following is not None:
+            self.reassigned[f"{name} -> {following}: {reason}"] += 1
+            onward[task.id] = following
+
+
+def response_row(task: Task, teacher: Teacher, outcome: Outcome, verdict: Verdict) -> ResponseRow:
+    """The row of an answer."""
+    answer = outcome.answer or Answer("", "error", 0, 0)
+    return ResponseRow(
+        task=task.to_json(),
+        teacher=teacher.name,
+        tier=teacher.tier,
+        response=answer.text,
+        verdict=VerdictRow(passed=verdict.passed, reason=verdict.reason, score=verdict.score),
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+        usd=outcome.micros / MICROS,
+        stand_in=teacher.stand_in,
+    )
+
+
+def _checked_shares(shares: Mapping[str, float], catalogue: Catalogue) -> list[str]:
+    names = [name for name, share in shares.items() if share > 0]
+    for name in names:
+        catalogue.get(name)
+    total = sum(shares[name] for name in names)
+    if abs(total - 1.0) > 0.01:
+        raise CogumiError(f"the teachers' shares sum to {total:.3g}, not 1", "mend `teaching.mix` in the profile")
+    return names
+
+
+def _assigned(task: Task, shares: Mapping[str, float]) -> str:
+    """The task's teacher: shares laid end to end, the task's hash is a point on them."""
+    point = int.from_bytes(hashlib.sha256(f"teacher\n{task.id}".encode()).digest()[:8], "big") / 2**64
+    names = [name for name, share in shares.items() if share > 0]
+    upto = 0.0
+    for name in names:
+        upto += shares[name]
+        if point < upto:
+            return name
+    return names[-1]
+
+
+def _report(work: _Work, domain: str, tasks: Mapping[str, Task], rows: list[ResponseRow]) -> TeachingReport:
+    checked = [row for row in rows if row["verdict"]["passed"] is not None]
+    passed = sum(row["verdict"]["passed"] is True for row in checked)
+    return TeachingReport(
+        domain=domain,
+        tasks=len(tasks),
+        rows=len(rows),
+        unanswered=len(tasks) - len(rows),
+        by_teacher=dict(Counter(row["teacher"] for row in rows)),
+        passed=passed,
+        checked=len(checked),
+        verified_share=passed / len(checked) if checked else None,
+        new_calls=work.asker.new_calls,
+        cached_calls=work.cached,
+        usd=work.asker.new_micros / MICROS,
+        usd_of_rows=sum(row["usd"] for row in rows),
+        failures=dict(work.failures),
+        reassigned=dict(work.reassigned),
+        unavailable={name: why for name, why in work.asker.down.items() if name in work.names},
+        in_doubt=tuple(work.asker.journal.in_doubt()),
+        stand_ins=tuple(name for name in work.names if work.asker.catalogue.get(name).stand_in),
+    )

@@ -1,0 +1,100 @@
+"""Every family: distinct, deterministic, solved by its own solution, and proof against any text."""
+
+import json
+from itertools import pairwise
+
+import pytest
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.sandbox import sandbox_available
+from cogumi_dagster.lib.tasks import FAMILIES, families_of, get_family, verify
+from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Task
+
+EXECUTED = ("code_function", "code_expression")
+CASES = [(name, difficulty) for name in FAMILIES for difficulty in DIFFICULTIES]
+NASTY = (
+    "", " ", "\n\n", "Answer:", "Answer: ", "{", "{" * 3000, "[" * 3000, "Answer: " + "(" * 3000, "\x00", "\ud800",
+    "Answer: 1e999999", "Answer: \u00bd", "```python\n```", "```", "YESNO", "9" * 20_000, '{"name": null}',
+    "Answer: nan",
+    '{"name": 1, "arguments": []}', "Answer: ['a", "1/0", "Answer: 1/0",
+)  # fmt: skip
+
+
+def _number(name: str) -> int:
+    return 4 if name in EXECUTED else 30
+
+
+@pytest.mark.parametrize(("name", "difficulty"), CASES)
+def test_own_solutions_pass(name: str, difficulty: Difficulty) -> None:
+    if name in EXECUTED and not sandbox_available()[0]:
+        pytest.skip(sandbox_available()[1])
+    tasks = get_family(name).generate(_number(name), 7, difficulty)
+    assert len(tasks) >= min(20, _number(name)), "the family is (nearly) empty"
+    for task in tasks:
+        if task.solution is not None:
+            verdict = verify(task, task.solution)
+            assert verdict.passed is True and verdict.score == 1.0, (task.prompt, task.solution, verdict)
+
+
+@pytest.mark.parametrize(("name", "difficulty"), CASES)
+def test_tasks_are_distinct_deterministic_and_plain(name: str, difficulty: Difficulty) -> None:
+    family = get_family(name)
+    tasks = family.generate(20, 3, difficulty)
+    assert tasks == family.generate(20, 3, difficulty)
+    assert len({task.id for task in tasks}) == len(tasks)
+    for task in tasks:
+        assert (task.family, task.domain, task.difficulty) == (name, family.domain, difficulty)
+        assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+        assert len(task.prompt) < 1100
+        assert task.licence in ("Apache-2.0", "MIT", "BSD-3-Clause")
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("conversation_guided", "creative_guided")])
+def test_another_seed_gives_other_tasks(name: str) -> None:
+    family = get_family(name)
+    one, other = ({task.id for task in family.generate(10, seed, "medium")} for seed in (1, 2))
+    assert one != other
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_text_raises_or_passes_by_chance(name: str) -> None:
+    task = get_family(name).generate(1, 5, "medium")[0]
+    texts = NASTY if name not in EXECUTED else NASTY[:8]
+    if task.solution is None:
+        texts = texts[:3]  # constraints such as "do not use the word" hold for almost any text
+    for text in texts:
+        assert verify(task, text).passed is not True, text
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in (*EXECUTED, "scheduling", "code_output")])
+def test_the_solution_of_another_task_fails(name: str) -> None:
+    tasks = [task for task in get_family(name).generate(12, 5, "hard") if task.solution is not None]
+    for task, other in pairwise(tasks):
+        if task.answer != other.answer:
+            assert other.solution is not None
+            assert verify(task, other.solution).passed is False
+
+
+def test_a_verdict_survives_json() -> None:
+    for name in families_of("math") + families_of("reasoning"):
+        task = get_family(name).generate(1, 1, "easy")[0]
+        copy = Task.from_json(json.loads(json.dumps(task.to_json())))
+        assert copy.solution is not None
+        assert verify(copy, copy.solution).passed is True
+
+
+def test_an_answer_without_its_steps_is_enough() -> None:
+    for name in (*families_of("math"), *families_of("science"), "code_value", "code_output", "letter_counting"):
+        task = get_family(name).generate(1, 1, "easy")[0]
+        assert verify(task, f"Answer: {task.answer}").passed is True, name
+
+
+def test_unknown_names_are_told_the_nearest() -> None:
+    with pytest.raises(CogumiError, match="chain_sum"):
+        get_family("chain_sums")
+    with pytest.raises(CogumiError, match="math"):
+        families_of("maths")
+
+
+def test_rows_of_files_have_no_verifier() -> None:
+    assert verify(Task("math", "file", "easy", "p"), "anything").passed is None

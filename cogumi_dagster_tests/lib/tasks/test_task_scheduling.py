@@ -1,0 +1,50 @@
+"""Meeting rooms: the sweep against a naive oracle, the published ranges, the balance and the verifier."""
+
+from itertools import product
+
+import pytest
+
+from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty
+from cogumi_dagster.lib.tasks.scheduling import LENGTHS, MEETINGS, ROOMS, SCHEDULING, STARTS, is_feasible, peak, trace
+
+
+def test_published_trace() -> None:
+    assert trace([(9, 11), (10, 12)], 2) == "9+ 1; 10+ 2; 11- 1; 12- 0; peak 2, rooms 2: YES"
+    assert trace([(9, 11), (10, 12)], 1).endswith("peak 2, rooms 1: NO")
+
+
+def test_an_end_frees_the_room_for_a_start_at_the_same_time() -> None:
+    assert trace([(9, 11), (11, 12)], 1) == "9+ 1; 11- 0; 11+ 1; 12- 0; peak 1, rooms 1: YES"
+
+
+def test_peak_agrees_with_counting_hour_by_hour() -> None:
+    spans = [(start, start + length) for start in (9, 10, 11) for length in (1, 2, 3)]
+    for meetings in product(spans, repeat=3):
+        naive = max(sum(start <= hour < end for start, end in meetings) for hour in range(9, 18))
+        assert peak(meetings) == naive
+        assert is_feasible(meetings, naive) and not is_feasible(meetings, naive - 1)
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_published_ranges(difficulty: Difficulty) -> None:
+    for task in SCHEDULING.generate(60, 2, difficulty):
+        meetings, rooms = task.payload["meetings"], task.payload["rooms"]
+        assert MEETINGS[difficulty][0] <= len(meetings) <= MEETINGS[difficulty][1]
+        assert ROOMS[difficulty][0] <= rooms <= ROOMS[difficulty][1]
+        for start, end in meetings:
+            assert STARTS[0] <= start <= STARTS[1] and LENGTHS[0] <= end - start <= LENGTHS[1]
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_balanced_has_as_many_no_as_yes(difficulty: Difficulty) -> None:
+    tasks = SCHEDULING.generate_balanced(50, 1, difficulty)
+    answers = [task.answer for task in tasks]
+    assert (len({task.id for task in tasks}), answers.count("YES"), answers.count("NO")) == (50, 25, 25)
+    assert answers != sorted(answers)
+
+
+def test_the_last_yes_or_no_counts() -> None:
+    task = next(task for task in SCHEDULING.generate(20, 0, "medium") if task.answer == "YES")
+    assert SCHEDULING.verify(task, "No, wait. yes").passed is True
+    assert SCHEDULING.verify(task, "YES... no.").passed is False
+    assert SCHEDULING.verify(task, "I know nothing").passed is False

@@ -1,0 +1,59 @@
+"""What a step may use of this machine: threads, memory, and the one accelerator."""
+
+import fcntl
+import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from cogumi_dagster.lib.training.precision import resolve_device
+from resources.settings import ProfileResource
+
+
+class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Threads, a memory limit that the kernel keeps, and a lease on the GPU."""
+
+    settings: ProfileResource
+
+    @property
+    def device(self) -> str:
+        return resolve_device(self.settings.profile.compute.device)
+
+    @property
+    def threads(self) -> int:
+        return self.settings.profile.compute.threads or os.cpu_count() or 1
+
+    @contextmanager
+    def limits(self) -> Iterator[None]:
+        """Cap this process's private memory while a step runs: above it, allocations fail and the step ends.
+
+        RLIMIT_DATA counts private writable pages, so mapped model files are free.
+        """
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        wanted = int(self.settings.profile.compute.memory_gb * 1e9)
+        limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+    @contextmanager
+    def gpu_lease(self, folder: Path) -> Iterator[None]:
+        """Hold the accelerator (or, without one, the heavy-step slot) of this machine.
+
+        Dagster's pools are the queue that people see, but two runs can take one slot; an OS lock
+        cannot be held twice, and a killed holder frees it.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "gpu.lock").open("w") as lease:
+            fcntl.flock(lease, fcntl.LOCK_EX)
+            lease.write(str(os.getpid()))
+            lease.flush()
+            try:
+                yield
+            finally:
+                fcntl.flock(lease, fcntl.LOCK_UN)

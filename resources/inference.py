@@ -1,0 +1,32 @@
+"""llama.cpp engines over the profile's slots and threads."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import dagster as dg
+
+from cogumi_dagster.lib.inference.llama import LlamaEngine
+from resources.settings import ProfileResource
+
+
+class InferenceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """Starts the engine that evaluates, teaches and serves."""
+
+    settings: ProfileResource
+
+    @contextmanager
+    def engine(self, gguf: Path, adapters: Mapping[str, Path] | None = None) -> Iterator[LlamaEngine]:
+        profile = self.settings.profile
+        engine = LlamaEngine(
+            gguf,
+            adapters,
+            slots=profile.serving.slots,
+            context=profile.serving.context,
+            threads=profile.compute.threads,
+            gpu_layers=0 if profile.compute.device == "cpu" else 999,
+        )
+        try:
+            yield engine
+        finally:
+            engine.close()
