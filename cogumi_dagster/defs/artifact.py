@@ -10,13 +10,13 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from cogumi_dagster.defs.claims import Claim, Verdict, evaluate
+from cogumi_dagster.defs.claims import Claim, evaluate
 from cogumi_dagster.defs.metadata import metadata_of
 from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError
@@ -59,8 +59,6 @@ class Step:
     inference: InferenceResource
     teachers: TeachersResource
     embeddings: EmbeddingsResource
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Metadata beyond the report."""
 
     def path(self, asset: str) -> Path:
         """The folder of an upstream artifact of which there is one."""
@@ -132,7 +130,7 @@ def artifact(
                 current = opened.current(name, partition)
                 if current and current.manifest.fingerprint == fingerprint_of(code_version, chosen, versions):
                     _announce(name, partition, -1, 0, "unchanged")
-                    return _result(current, reused=True)
+                    return _result(opened, current, claims, settings.profile, reused=True)
                 fingerprint = fingerprint_of(code_version, chosen, versions)
                 scratch = opened.root / ".scratch" / f"{name}-{partition or '_'}-{fingerprint[:12]}"
                 scratch.mkdir(parents=True, exist_ok=True)
@@ -150,12 +148,11 @@ def artifact(
                     )  # fmt: skip
                     report = body(step)
                     metrics = report_json(report)
-                    verdicts = [evaluate(claim, metrics, settings.profile.thresholds) for claim in claims]
-                    draft.metrics = {"report": metrics, "checks": [asdict(v) for v in verdicts], **step.extra}
+                    draft.metrics = {"report": metrics}
                 shutil.rmtree(scratch, ignore_errors=True)
                 assert draft.ref is not None
                 _announce(name, partition, -1, 0, f"{draft.ref.manifest.seconds:.1f} s")
-                return _result(draft.ref, reused=False)
+                return _result(opened, draft.ref, claims, settings.profile, reused=False)
             except CogumiError as error:
                 raise dg.Failure(description=str(error), allow_retries=error.retryable) from error
             except MemoryError as error:
@@ -254,28 +251,29 @@ def _announce(name: str, partition: str | None, done: int, total: int, note: str
         listener(name, partition, done, total, note)
 
 
-def _result(ref: ArtifactRef, *, reused: bool) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def _result(
+    store: ArtifactStore, ref: ArtifactRef, claims: Sequence[Claim], profile: Profile, *, reused: bool
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """What Dagster records. Claims are evaluated each time: the thresholds may have changed since."""
     manifest = ref.manifest
+    report = manifest.metrics.get("report", {})
+    verdicts = [evaluate(claim, report, profile.thresholds) for claim in claims]
+    store.annotate(ref, checks=[asdict(verdict) for verdict in verdicts])
     metadata = {
         "bytes": manifest.bytes,
         "files": len(manifest.files),
         "seconds": round(manifest.seconds, 2),
         "path": dg.MetadataValue.path(str(ref.path)),
         "reused": reused,
-        **metadata_of(manifest.metrics.get("report", {})),
+        **metadata_of(report),
     }
     taught = [version for name, version in manifest.inputs.items() if name.startswith(TEACHER_DATA)]
     if taught:
         metadata[TEACHER_DATA] = taught[0]
-    if "rows" in manifest.metrics.get("report", {}) and isinstance(manifest.metrics["report"]["rows"], int):
-        metadata["dagster/row_count"] = manifest.metrics["report"]["rows"]
-    verdicts = [Verdict(**{**row, "interval": _pair(row["interval"])}) for row in manifest.metrics.get("checks", ())]
+    if isinstance(report.get("rows"), int):
+        metadata["dagster/row_count"] = report["rows"]
     return dg.MaterializeResult(
         metadata=metadata,
         data_version=dg.DataVersion(manifest.data_version),
         check_results=[verdict.result() for verdict in verdicts],
     )
-
-
-def _pair(value: Any) -> tuple[float, float] | None:
-    return None if value is None else (float(value[0]), float(value[1]))

@@ -141,7 +141,8 @@ def _reason(
     config = config_of(settings.profile, metadata[CONFIG_KEY].value)
     manifest = ref.manifest
     if manifest.fingerprint == fingerprint_of(str(metadata[CODE_KEY]), config, inputs):
-        return ""
+        refused = [c["check"] for c in manifest.metrics.get("checks", ()) if c["blocking"] and not c["passed"]]
+        return f"its check {refused[0]} failed" if refused else ""
     if manifest.code_version != str(metadata[CODE_KEY]):
         return "its code has changed"
     changed = sorted(n for n in {*inputs, *manifest.inputs} if inputs.get(n) != manifest.inputs.get(n))

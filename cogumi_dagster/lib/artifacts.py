@@ -19,7 +19,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -263,6 +263,15 @@ class ArtifactStore:
             raise _disk_error(error, slot) from error
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+    def annotate(self, ref: ArtifactRef, **metrics: Any) -> ArtifactRef:
+        """Replace some metrics in the record of an artifact; its files and version stay as they are."""
+        manifest = replace(ref.manifest, metrics={**ref.manifest.metrics, **metrics})
+        text = json.dumps(asdict(manifest), indent=1, sort_keys=True, default=str)
+        _write_atomically(ref.path / MANIFEST, text)
+        if self.remote is not None:
+            self.remote.upload(ref.path / MANIFEST, self._key(manifest.asset, manifest.partition, ref.path.name, MANIFEST))
+        return ArtifactRef(ref.path, Manifest.from_json(json.loads(text)))
 
     def _publish(self, slot: Path, folder: Path, manifest: Manifest) -> ArtifactRef:
         final = slot / f"v-{manifest.data_version[:12]}"

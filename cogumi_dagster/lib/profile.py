@@ -155,7 +155,7 @@ class AwqConfig(Section):
     group_size: Count = 64
     calibration_samples: Count = 4
     calibration_tokens: Count = 128
-    grid: Count = 4
+    grid: int = Field(4, ge=4, description="grid points of the scale search; llm-compressor needs four")
 
 
 class CompressionConfig(Section):

@@ -1,8 +1,9 @@
 """llm-compressor, made to run on a machine without an accelerator."""
 
+import contextlib
+import io
 import logging
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ log = logging.getLogger(__name__)
 MIN_CALIBRATION_SAMPLES = 2
 
 
-@contextmanager
+@contextlib.contextmanager
 def quiet_compressor() -> Iterator[None]:
     """llm-compressor without its log files and without pinned memory on a CPU.
 
@@ -25,15 +26,17 @@ def quiet_compressor() -> Iterator[None]:
     from llmcompressor.pipelines.cache import IntermediatesCache
     from loguru import logger
 
-    logger.disable("llmcompressor")
-    logger.disable("compressed_tensors")
+    logger.remove()
     original = IntermediatesCache.pin_memory
     if not torch.cuda.is_available():
         IntermediatesCache.pin_memory = lambda *args, **kwargs: None
+    chatter = io.StringIO()  # progress bars of single layers; the asset reports its own progress
     try:
-        yield
+        with contextlib.redirect_stderr(chatter):
+            yield
     finally:
         IntermediatesCache.pin_memory = original
+        log.debug("llm-compressor: %s", chatter.getvalue())
 
 
 def run_oneshot(model: Any, recipe: list[Any], calibration: Any | None = None, samples: int = 0) -> None:

@@ -5,20 +5,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
+
+CHARACTERS_PER_TOKEN = 2.5
+"""Of the packaged families' answers in SmolLM2's tokens, which split every digit."""
 
 Outputs = list[tuple[Any, Any]]
 """[(log-probabilities (n, vocabulary), targets (n,))], as ``training.merge.answer_logits`` gives."""
 
 
-def held_out_pairs(pairs: Sequence[Pair], tokenizer: Any, tokens: int) -> list[Pair]:
-    """The first of ``pairs`` whose answers make up about ``tokens`` tokens."""
-    chosen, total = [], 0
+def held_out_pairs(pairs: Sequence[Pair], tokens: int) -> list[Pair]:
+    """The first of ``pairs`` whose answers make up about ``tokens`` tokens; reports give the exact count.
+
+    Raises:
+        CogumiError: there is none.
+    """
+    chosen, total = [], 0.0
     for pair in pairs:
         if total >= tokens:
             break
         chosen.append(pair)
-        total += len(tokenizer.encode(pair.response, add_special_tokens=False)) + 1
+        total += len(pair.response) / CHARACTERS_PER_TOKEN
+    if not chosen:
+        raise CogumiError("the validation split is empty: nothing to measure perplexity on", "raise dataset.examples")
     return chosen
 
 

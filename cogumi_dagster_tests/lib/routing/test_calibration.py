@@ -79,6 +79,21 @@ def test_few_rows_are_cross_fitted_and_every_row_is_held_out_once(make_rows: Mak
         assert not set(fit) & set(out)
 
 
+def test_each_reported_row_is_predicted_without_it(make_rows: MakeRows, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, fitted_on, choose_and_fit = make_rows(40), [], c.choose_and_fit
+
+    def spy(examples: Any, chosen: Any, seed: int) -> c.Calibration:
+        fitted_on.append(chosen.tolist())
+        return choose_and_fit(examples, chosen, seed)
+
+    monkeypatch.setattr(c, "choose_and_fit", spy)
+    c.fit_calibration(rows, seed=0)
+    shipped, *for_report = fitted_on
+    assert shipped == list(range(40))
+    assert for_report == [fit.tolist() for fit, _ in c.hold_out(read_examples(rows), seed=0).pairs]
+    assert all(len(fit) == 32 for fit in for_report)
+
+
 def test_labels_without_signal_are_not_reported_as_signal(make_rows: MakeRows) -> None:
     """A report on its own training rows would show an AUROC far above one half."""
     rows = make_rows(60)
