@@ -25,19 +25,23 @@ app = typer.Typer(
 
 GRAPH, MODEL, STAGES = "The graph", "The model", "Stages, on your own files"
 ProfileOption = Annotated[
-    Optional[str],  # noqa: UP007, UP045 (typer reads it)
-    typer.Option("--profile", "-p", help="A name in resources/profiles, or a path to a YAML file.", show_default="local"),
+    Optional[str],  # noqa: UP045 (typer reads it)
+    typer.Option(
+        "--profile", "-p", help="A name in resources/profiles, or a path to a YAML file.", show_default="local"
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def _profile(name: str | None) -> str:
-    """Make the choice of profile known to the code location, before it is loaded."""
+    """Make the choice of profile, and Dagster's home, known to the code location before it is loaded."""
     if name:
         os.environ["COGUMI_PROFILE"] = name
-    from resources import profile_path, read_profile
+    from cogumi_dagster.home import ensure_home
+    from cogumi_dagster.lib.profile import profile_path, read_profile
 
     read_profile(name)
+    ensure_home()
     return str(profile_path(name))
 
 
@@ -122,10 +126,10 @@ def dev(
 
 @app.command(rich_help_panel=MODEL)
 def serve(
-    bundle: Annotated[Optional[Path], typer.Argument(help="A bundle folder; the profile's own when left out.")] = None,  # noqa: UP007, UP045
+    bundle: Annotated[Optional[Path], typer.Argument(help="A bundle folder; the profile's own when left out.")] = None,  # noqa: UP045
     profile: ProfileOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[Optional[int], typer.Option(help="Port to listen on.", show_default="8600")] = None,  # noqa: UP007, UP045
+    port: Annotated[Optional[int], typer.Option(help="Port to listen on.", show_default="8600")] = None,  # noqa: UP045
     token: Annotated[str, typer.Option(envvar="COGUMI_TOKEN", help="Bearer token; one is made when left out.")] = "",
 ) -> None:
     """Serve a bundle behind OpenAI's API: models cogumi (routed), cogumi-base, cogumi-code, ..."""
@@ -219,10 +223,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore")
-    from cogumi_dagster.home import ensure_home
-
     try:
-        ensure_home()
         app()
     except CogumiError as error:
         from rich.console import Console
@@ -235,6 +236,13 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        where = f": {error.filename}" if error.filename else ""
+        print(
+            f"error: {error.strerror or error}{where}\nmend:  check the path, its permissions and the disk",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except ModuleNotFoundError as error:
         print(f"error: the package {error.name!r} is not installed\nmend:  make install", file=sys.stderr)
         sys.exit(1)

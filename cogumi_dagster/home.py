@@ -10,12 +10,13 @@ ROOT = Path(__file__).resolve().parent.parent
 def ensure_home() -> Path:
     """Set ``DAGSTER_HOME`` to ``.dagster_home`` in the working folder where it is not set, with our dagster.yaml.
 
-    Dagster would otherwise keep its history in a temporary folder.
+    Dagster would otherwise keep its history in a temporary folder. A home that was named keeps its own dagster.yaml.
     """
-    home = Path(os.environ.get("DAGSTER_HOME") or Path.cwd() / ".dagster_home").resolve()
+    named = os.environ.get("DAGSTER_HOME")
+    home = Path(named or Path.cwd() / ".dagster_home").resolve()
     home.mkdir(parents=True, exist_ok=True)
     source, target = ROOT / "dagster.yaml", home / "dagster.yaml"
-    if source.is_file() and (not target.is_file() or target.read_bytes() != source.read_bytes()):
+    if source.is_file() and not (named and target.is_file()):
         shutil.copy2(source, target)
     os.environ["DAGSTER_HOME"] = str(home)
     os.environ.setdefault("COGUMI_HOME", str(Path.cwd()))

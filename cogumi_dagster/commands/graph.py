@@ -50,7 +50,9 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
 
 
 def _summary(results: Sequence[NodeResult], fresh: int, seconds: float) -> int:
-    counts = {verdict: sum(r.verdict == verdict for r in results) for verdict in ("made", "unchanged", "failed", "skipped")}
+    counts = {
+        verdict: sum(r.verdict == verdict for r in results) for verdict in ("made", "unchanged", "failed", "skipped")
+    }
     shown = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     console.print(f"\n{shown}; {fresh} were up to date. {duration(seconds)}.")
     for result in results:
@@ -126,7 +128,7 @@ def show_status(as_json: bool) -> None:
     if not refs:
         raise CogumiError(f"nothing has been materialized in {store.root}", f"cogumi run -p {settings.profile.name}")
     print_table(artifact_table(refs))
-    print_table(check_table(refs))
+    print_table(check_table(refs), hide=("what it says",))
     due = [node for node in plan(settings, store) if node.reason]
     console.print(f"\n{len(due)} artifact(s) to make." if due else "\nEverything is up to date.")
 
@@ -174,5 +176,3 @@ def open_ui(port: int) -> None:
     workspace = Path(__file__).resolve().parents[2] / "workspace.yaml"
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(workspace), "-p", str(port), "-h", "127.0.0.1"]
     raise SystemExit(subprocess.call(command))
-
-

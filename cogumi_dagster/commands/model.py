@@ -12,36 +12,32 @@ from pathlib import Path
 from cogumi_dagster.commands.terminal import console
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.profile import Profile
+from cogumi_dagster.lib.profile import Profile, read_profile
 from cogumi_dagster.lib.serving.client import ask_questions
 
 BUNDLE = "bundle"
 START_SECONDS = 120
 
 
-def _store() -> tuple[ArtifactStore, Profile]:
+def _store() -> ArtifactStore:
     from resources import build_resources
 
-    resources = build_resources()
-    return resources["store"].open(), resources["settings"].profile
-
-
-def _token_file(store: ArtifactStore) -> Path:
-    return store.root.parent / "server_token"
+    store: ArtifactStore = build_resources()["store"].open()
+    return store
 
 
 def serve_bundle(bundle: Path | None, host: str, port: int | None, token: str | None) -> None:
     """Serve until interrupted."""
     from cogumi_dagster.lib.serving.server import serve
 
-    store, profile = _store()
-    folder = bundle or store.get("serving_bundle").path / BUNDLE
+    profile = read_profile()
+    folder = bundle or _store().get("serving_bundle").path / BUNDLE
     serve(
         folder,
         host,
         port or profile.serving.port,
         token,
-        token_file=_token_file(store),
+        token_file=Path(os.environ["COGUMI_HOME"]) / ".cogumi" / "server_token",
         config=profile.serving,
         threads=profile.compute.threads,
     )
@@ -56,8 +52,7 @@ def open_chat(url: str, port: int, token: str | None) -> None:
             raise CogumiError("the server's token is missing", "pass --token, or set COGUMI_TOKEN")
         run_chat(url, token, port)
         return
-    store, _ = _store()
-    with local_server(store) as (address, secret):
+    with local_server(_store()) as (address, secret):
         run_chat(address, secret, port)
 
 

@@ -54,7 +54,9 @@ def export_lora_command(adapter: Path, out: Path, base: Path) -> None:
     from cogumi_dagster.lib.compression.gguf_export import export_lora
 
     if not (adapter / "adapter_config.json").is_file():
-        raise CogumiError(f"{adapter} is not a PEFT adapter: it has no adapter_config.json", "give the adapter's folder")
+        raise CogumiError(
+            f"{adapter} is not a PEFT adapter: it has no adapter_config.json", "give the adapter's folder"
+        )
     size = export_lora(adapter, out, base=base, contract={})
     console.print(f"{out}: {size / 1e6:.1f} MB")
 

@@ -5,15 +5,18 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
-from cogumi_dagster.defs.pipeline import Node
 from cogumi_dagster.lib.report.card import Table
 
-console = Console(highlight=False)
+if TYPE_CHECKING:  # serving imports this module without Dagster
+    from cogumi_dagster.defs.pipeline import Node
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 NOTE_EVERY_SECONDS = 20.0
 DEFAULT_SECONDS = 5.0
 EXPECTED = Path(__file__).resolve().parent.parent.parent / "resources" / "expected_seconds.json"
@@ -31,7 +34,7 @@ class RunProgress:
     how this machine has done so far.
     """
 
-    def __init__(self, nodes: Sequence[Node], profile: str) -> None:
+    def __init__(self, nodes: "Sequence[Node]", profile: str) -> None:
         self.todo = [node for node in nodes if node.reason]
         expected: Mapping[str, Mapping[str, float]] = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
         known = expected.get(profile, {})
@@ -89,7 +92,7 @@ def print_table(table: Table, *, hide: Sequence[str] = ()) -> None:
     shown = [i for i, column in enumerate(table.columns) if column not in hide]
     rich = RichTable(title=table.title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index in shown:
-        rich.add_column(table.columns[index], overflow="fold", header_style="dim")
+        rich.add_column(table.columns[index], overflow="fold", header_style="dim", no_wrap=index < 2)
     for row in table.rows:
         rich.add_row(*(colours.get(row[i], row[i].replace("[", "\\[")) for i in shown))
     console.print()

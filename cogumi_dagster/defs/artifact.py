@@ -119,7 +119,7 @@ def artifact(
             inference: InferenceResource,
             teachers: TeachersResource,
             embeddings: EmbeddingsResource,
-        ) -> dg.MaterializeResult:
+        ) -> dg.MaterializeResult:  # type: ignore[type-arg]
             opened = store.open()
             partition = context.partition_key if context.has_partition_key and partitions_def else None
             try:
@@ -155,7 +155,9 @@ def artifact(
                 return _result(opened, draft.ref, claims, settings.profile, reused=False)
             except CogumiError as error:
                 raise dg.Failure(description=str(error), allow_retries=error.retryable) from error
-            except MemoryError as error:
+            except (MemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
                 limit = settings.profile.compute.memory_gb
                 raise dg.Failure(
                     description=f"{name} needs more than compute.memory_gb = {limit:g} GB\n"
@@ -166,6 +168,12 @@ def artifact(
         return materialize
 
     return decorate
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch and llama.cpp say so in words: a RuntimeError of their allocators."""
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
 
 
 def _on_changed_inputs() -> dg.AutomationCondition:  # type: ignore[type-arg]
@@ -217,9 +225,7 @@ def _dependencies(context: dg.AssetExecutionContext) -> Iterator[tuple[str, list
         yield key.path[-1], partitions
 
 
-def _inputs(
-    context: dg.AssetExecutionContext, store: ArtifactStore
-) -> dict[str, dict[str | None, ArtifactRef]]:
+def _inputs(context: dg.AssetExecutionContext, store: ArtifactStore) -> dict[str, dict[str | None, ArtifactRef]]:
     return {
         asset: {partition: store.get(asset, partition) for partition in partitions}
         for asset, partitions in _dependencies(context)
@@ -260,12 +266,12 @@ def _result(
     verdicts = [evaluate(claim, report, profile.thresholds) for claim in claims]
     store.annotate(ref, checks=[asdict(verdict) for verdict in verdicts])
     metadata = {
+        **metadata_of(report),
         "bytes": manifest.bytes,
         "files": len(manifest.files),
         "seconds": round(manifest.seconds, 2),
         "path": dg.MetadataValue.path(str(ref.path)),
         "reused": reused,
-        **metadata_of(report),
     }
     taught = [version for name, version in manifest.inputs.items() if name.startswith(TEACHER_DATA)]
     if taught:

@@ -15,6 +15,8 @@ from cogumi_dagster.lib.teacher_data import teacher_data_version
 from resources.settings import ProfileResource
 
 DATA_VERSION = "dagster/data_version"
+TAUGHT = ("source_examples", "teacher_responses", "quality_scores")
+"""What reads teacher data; a run that failed half-way leaves the later ones at the old version."""
 HEAVY = {"dagster/max_runtime": 4 * 3600}
 
 GROUP_JOBS = [
@@ -46,9 +48,7 @@ def _present(settings: ProfileResource) -> dict[str, str]:
     versions = {}
     for domain in DOMAINS:
         try:
-            versions[domain] = teacher_data_version(
-                settings.profile, domain, settings.sources, settings.catalogue
-            )
+            versions[domain] = teacher_data_version(settings.profile, domain, settings.sources, settings.catalogue)
         except CogumiError:
             continue  # its own asset reports the error with its mend
     return versions
@@ -85,22 +85,20 @@ def teacher_data_reconciliation_schedule(
 ) -> list[dg.RunRequest]:
     requests = []
     for domain, version in _present(settings).items():
-        recorded = source_version_of(context.instance, domain)
-        if recorded is not None and recorded != version:
-            attempts = len(context.instance.get_run_records(dg.RunsFilter(tags={"cogumi/teacher_data": version[:12]})))
-            requests.append(
-                dg.RunRequest(
-                    run_key=f"{domain}-{version[:12]}-{attempts}",
-                    partition_key=domain,
-                    tags={"cogumi/teacher_data": version[:12]},
-                )
-            )
+        recorded = {recorded_version(context.instance, asset, domain) for asset in TAUGHT}
+        if not recorded - {None, version}:
+            continue
+        tags = {"cogumi/teacher_data": f"{domain}-{version[:12]}"}
+        attempts = context.instance.get_run_records(dg.RunsFilter(tags=tags))
+        if all(record.dagster_run.is_finished for record in attempts):
+            run_key = f"{domain}-{version[:12]}-{len(attempts)}"  # the count lets a failed run be tried again
+            requests.append(dg.RunRequest(run_key=run_key, partition_key=domain, tags=tags))
     return requests
 
 
-def source_version_of(instance: dg.DagsterInstance, domain: str) -> str | None:
-    """The teacher data version in the metadata of the domain's latest ``source_examples``; None where there is none."""
-    event = instance.get_latest_data_version_record(dg.AssetKey("source_examples"), partition_key=domain)
+def recorded_version(instance: dg.DagsterInstance, asset: str, domain: str) -> str | None:
+    """The teacher data version in the metadata of a domain's latest materialization; None where there is none."""
+    event = instance.get_latest_data_version_record(dg.AssetKey(asset), partition_key=domain)
     materialization = event.asset_materialization if event else None
     if materialization is None or TEACHER_DATA not in materialization.metadata:
         return None

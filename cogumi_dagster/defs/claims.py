@@ -8,7 +8,6 @@ import dagster as dg
 
 from cogumi_dagster.lib.profile import Thresholds
 
-
 Metric = str | Callable[[Mapping[str, Any]], Any]
 """A dotted path into a report's JSON form, or a function of it."""
 
@@ -90,7 +89,7 @@ def _value_of(metric: Metric, metrics: Mapping[str, Any]) -> Any:
         return _lookup(metrics, metric)
     try:
         return metric(metrics)
-    except (ZeroDivisionError, TypeError, KeyError):
+    except (ZeroDivisionError, TypeError, ValueError, LookupError):
         return None  # a part of it could not be had: not evaluated
 
 

@@ -21,7 +21,10 @@ def metadata_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
         elif name == "points" and value:
             shown["map"] = svg(
                 plots.scatter_plot(
-                    [plots.Point(x, y, group=str(label)) for x, y, label in value], "Failures by pattern", "PC 1", "PC 2"
+                    [plots.Point(x, y, group=str(label)) for x, y, label in value],
+                    "Failures by pattern",
+                    "PC 1",
+                    "PC 2",
                 )
             )
         elif isinstance(value, Mapping) and {"value", "low", "high", "count"} <= set(value):

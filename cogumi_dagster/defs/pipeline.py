@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -18,7 +19,7 @@ from cogumi_dagster.lib.artifacts import ArtifactStore, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from resources.settings import ProfileResource
 
-PID_TAG = "cogumi/pid"
+PROCESS_TAG = "cogumi/process"
 
 
 @dataclass(frozen=True)
@@ -93,29 +94,41 @@ def plan(
         CogumiError: an unknown asset or partition.
     """
     specs = _specs()
+    chosen = _chosen(specs, select, partition)
+    current = {(name, key): store.current(name, key) for name in specs for key in _keys(specs[name])}
+    versions = {slot: ref.version for slot, ref in current.items() if ref}
+    nodes: list[Node] = []
+    due: set[tuple[str, str | None]] = set()
+    for name in _blocks_in_order(specs):
+        for key in _keys(specs[name]):
+            slot = (name, key)
+            reason = _reason(specs, settings, name, key, current, versions, due) if slot in chosen else ""
+            if reason:
+                due.add(slot)
+            ref = current[slot]
+            nodes.append(Node(name, key, reason, ref.manifest.seconds if ref else 0.0))
+    return nodes
+
+
+def _chosen(
+    specs: dict[str, dg.AssetSpec], select: Sequence[str], partition: str | None
+) -> set[tuple[str, str | None]]:
+    """Which nodes were asked for: the assets of ``select`` (all, where there are none), of one partition if given.
+
+    With a partition, an asset that has none is meant only where it is named.
+    """
     for name in select:
         if name not in specs:
             raise CogumiError(f"there is no asset {name!r}", nearest(name, specs))
-    if partition is not None:
-        known = {str(key) for name in select or specs for key in _keys(specs[name]) if key}
-        if partition not in known:
-            raise CogumiError(f"there is no partition {partition!r} of {', '.join(select) or 'any asset'}", nearest(partition, known))
-    current = {(name, key): store.current(name, key) for name in specs for key in _keys(specs[name])}
-    versions = {slot: ref.version for slot, ref in current.items() if ref}
-    nodes, due = [], set()
-    for name in _blocks_in_order(specs):
-        for key in _keys(specs[name]):
-            reason = _reason(specs, settings, name, key, current, versions, due)
-            chosen = (not select or name in select) and (partition is None or key in (None, partition) or not select)
-            if partition is not None and not select and key not in (None, partition) :
-                chosen = False
-            if partition is not None and key is None and not (select and name in select):
-                chosen = False
-            if reason and chosen:
-                due.add((name, key))
-            ref = current[name, key]
-            nodes.append(Node(name, key, reason if chosen else "", ref.manifest.seconds if ref else 0.0))
-    return nodes
+    slots = {(name, key) for name in select or specs for key in _keys(specs[name])}
+    if partition is None:
+        return slots
+    known = {key for _, key in slots if key is not None}
+    if partition not in known:
+        raise CogumiError(
+            f"there is no partition {partition!r} of {', '.join(select) or 'any asset'}", nearest(partition, known)
+        )
+    return {(name, key) for name, key in slots if key == partition or (key is None and select)}
 
 
 def _reason(
@@ -220,7 +233,7 @@ def _run_block(
         partition_key=nodes[0].partition,
         asset_selection=[dg.AssetKey(node.asset) for node in nodes],
         run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
-        tags={PID_TAG: str(os.getpid()), **tags},
+        tags={PROCESS_TAG: process_mark(os.getpid()) or "", **tags},
         raise_on_error=False,
     )
     made: dict[str, tuple[bool, float]] = {}
@@ -262,20 +275,28 @@ def _message(event: dg.DagsterEvent) -> str:
 def reconcile(instance: dg.DagsterInstance) -> list[str]:
     """Fail the runs that a crash left running, and free their slots; return their ids.
 
-    A run of ours carries its process id; it is dead when that process is gone.
+    A run of ours carries its process; it is dead when that process is gone.
     """
     statuses = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRunStatus.CANCELING]
     dead = []
     for record in instance.get_run_records(dg.RunsFilter(statuses=statuses)):
         run = record.dagster_run
-        pid = run.tags.get(PID_TAG)
-        if pid is None or (pid.isdigit() and not os.path.exists(f"/proc/{pid}")):
-            if pid is None and _daemon_alive(instance):
-                continue
+        mark = run.tags.get(PROCESS_TAG)
+        alive = _daemon_alive(instance) if mark is None else process_mark(int(mark.partition("-")[0] or 0)) == mark
+        if not alive:
             instance.report_run_failed(run, "its process was killed; found at start-up")
             instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
             dead.append(run.run_id)
     return dead
+
+
+def process_mark(pid: int) -> str | None:
+    """A process's id and start time, or None where it is gone. Ids return, in a container at each start."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return f"{pid}-{fields[19]}"  # field 22 of proc(5), counted from the state behind the name
 
 
 def _daemon_alive(instance: dg.DagsterInstance) -> bool:

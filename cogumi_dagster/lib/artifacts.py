@@ -270,7 +270,9 @@ class ArtifactStore:
         text = json.dumps(asdict(manifest), indent=1, sort_keys=True, default=str)
         _write_atomically(ref.path / MANIFEST, text)
         if self.remote is not None:
-            self.remote.upload(ref.path / MANIFEST, self._key(manifest.asset, manifest.partition, ref.path.name, MANIFEST))
+            self.remote.upload(
+                ref.path / MANIFEST, self._key(manifest.asset, manifest.partition, ref.path.name, MANIFEST)
+            )
         return ArtifactRef(ref.path, Manifest.from_json(json.loads(text)))
 
     def _publish(self, slot: Path, folder: Path, manifest: Manifest) -> ArtifactRef:
@@ -333,7 +335,9 @@ class ArtifactStore:
                 self.remote.download(self._key(asset, partition, folder.name, name), aside / name)
             problem = _difference(aside, manifest)
             if problem:
-                raise CogumiError(f"{asset}: the copy in the object store is damaged: {problem}", "materialize it again")
+                raise CogumiError(
+                    f"{asset}: the copy in the object store is damaged: {problem}", "materialize it again"
+                )
             (aside / MANIFEST).write_bytes(data)
             os.replace(aside, folder)
         finally:

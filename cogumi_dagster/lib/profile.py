@@ -4,6 +4,7 @@ Every model forbids unknown keys, so that a typo is an error that names the file
 nearest right one. Defaults are those of profile ``quick``; a profile states what differs.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -256,6 +257,21 @@ class Profile(Section):
     serving: ServingConfig = ServingConfig()
     humaneval_problems: int = Field(8, ge=0, le=164, description="HumanEval problems in the benchmark; 164 is all")
     thresholds: Thresholds = Thresholds()
+
+
+PROFILES = Path(__file__).resolve().parents[2] / "resources" / "profiles"
+DEFAULT_PROFILE = "local"
+
+
+def profile_path(name: str | None = None) -> Path:
+    """Where a profile's file is. A path is taken as it is; else ``COGUMI_PROFILE``, else ``local``."""
+    wanted = name or os.environ.get("COGUMI_PROFILE") or DEFAULT_PROFILE
+    return Path(wanted).resolve() if wanted.endswith((".yaml", ".yml")) else PROFILES / f"{wanted}.yaml"
+
+
+def read_profile(name: str | None = None) -> Profile:
+    """The profile of that name or path; raises CogumiError as ``load_profile`` does."""
+    return load_profile(profile_path(name))
 
 
 def load_profile(path: Path) -> Profile:

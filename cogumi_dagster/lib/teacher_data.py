@@ -24,11 +24,12 @@ def domain_mix(profile: Profile, domain: str) -> tuple[DomainTeachers, ...]:
 def teacher_data_version(profile: Profile, domain: str, sources: Path, catalogue: Path) -> str:
     """SHA-256 that changes exactly when this domain's teacher data would."""
     known = load_catalogue(catalogue)
+    judge = [profile.teaching.judge, RUBRIC_VERSION]
+    if profile.teaching.judge != "rules":
+        judge.append(teacher_version(known.get(profile.teaching.judge)))
     parts = {
         "sources": sources_version(domain, sources),
         "teachers": [[t.teacher, t.share, teacher_version(known.get(t.teacher))] for t in domain_mix(profile, domain)],
-        "judge": [profile.teaching.judge, RUBRIC_VERSION],
+        "judge": judge,
     }
-    if profile.teaching.judge != "rules":
-        parts["judge"].append(teacher_version(known.get(profile.teaching.judge)))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -3,8 +3,19 @@
 from cogumi_dagster.defs.claims import Claim, ratio
 
 STUDENT_MODEL = (
-    Claim("tokenizer_matches", ratio("tokenizer_same", "tokenizer_strings"), "varied strings with llama.cpp's ids", at_least=1.0, blocking=True),
-    Claim("tokenizer_round_trip", ratio("tokenizer_round_trips", "tokenizer_strings"), "varied strings that decode back to themselves", at_least=1.0),
+    Claim(
+        "tokenizer_matches",
+        ratio("tokenizer_same", "tokenizer_strings"),
+        "varied strings with llama.cpp's ids",
+        at_least=1.0,
+        blocking=True,
+    ),
+    Claim(
+        "tokenizer_round_trip",
+        ratio("tokenizer_round_trips", "tokenizer_strings"),
+        "varied strings that decode back to themselves",
+        at_least=1.0,
+    ),
 )
 TRIMMED_STUDENT = (
     Claim("ids_remapped", ratio("same_ids", "texts"), "corpus texts with the same tokens, renumbered", at_least=1.0, blocking=True),
@@ -12,8 +23,18 @@ TRIMMED_STUDENT = (
 )  # fmt: skip
 BASE_ADAPTER = (
     Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),
-    Claim("loss_fell", ratio("loss_last", "loss_first"), "training loss, last fifth of the steps over the first", at_most=0.999),
-    Claim("validation_improved", ratio("validation_loss_after", "validation_loss_before"), "validation loss after over before", at_most=1.0),
+    Claim(
+        "loss_fell",
+        ratio("loss_last", "loss_first"),
+        "training loss, last fifth of the steps over the first",
+        at_most=0.999,
+    ),
+    Claim(
+        "validation_improved",
+        ratio("validation_loss_after", "validation_loss_before"),
+        "validation loss after over before",
+        at_most=1.0,
+    ),
 )
 BASE_CHECKPOINT = (
     Claim("merged_equals_adapter", "parity.mean_kl", "mean KL of merged against base + adapter", at_most="merge_kl", blocking=True),

@@ -6,7 +6,11 @@ from cogumi_dagster.defs.compression import checks
 from cogumi_dagster.defs.dataset.assets import distillation_dataset
 from cogumi_dagster.lib.compression.awq import AwqReport, W4A16Report, export_w4a16, fold_awq_scales
 from cogumi_dagster.lib.compression.gguf_model import (
-    MODEL_FILE, FrontierReport, GgufReport, export_model, measure_frontier,
+    MODEL_FILE,
+    FrontierReport,
+    GgufReport,
+    export_model,
+    measure_frontier,
 )  # fmt: skip
 from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.compression.prune import PruningReport, prune

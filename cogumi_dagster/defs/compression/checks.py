@@ -15,7 +15,12 @@ AWQ_CHECKPOINT = (
     Claim("scales_applied", "scaled_layers", "normalisation layers whose scale changed", at_least=1),
 )
 W4A16_CHECKPOINT = (
-    Claim("perplexity", ratio("perplexity", "perplexity_parent"), "perplexity over the 16-bit parent's", at_most="perplexity_ratio"),
+    Claim(
+        "perplexity",
+        ratio("perplexity", "perplexity_parent"),
+        "perplexity over the 16-bit parent's",
+        at_most="perplexity_ratio",
+    ),
 )
 GGUF_MODEL = (
     Claim("export_equals_parent", "f16_parity.mean_kl", "mean KL of the f16 GGUF in llama.cpp against transformers", at_most="export_kl", blocking=True),

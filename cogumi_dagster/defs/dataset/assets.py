@@ -1,5 +1,7 @@
 """From sources to the distillation dataset, domain by domain."""
 
+from typing import cast
+
 import dagster as dg
 
 from cogumi_dagster.defs.artifact import Step, artifact
@@ -15,7 +17,7 @@ from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.teacher_data import domain_mix, teacher_data_version
-from cogumi_dagster.lib.teaching.teach import TeachingReport, teach
+from cogumi_dagster.lib.teaching.teach import ResponseRow, TeachingReport, teach
 from cogumi_dagster.lib.training.student import package_version, token_counter
 from resources.settings import ProfileResource
 
@@ -26,6 +28,7 @@ ROWS = "rows.jsonl"
     name="teacher_data",
     group_name="dataset",
     partitions_def=domain_partitions,
+    tags={"dagster/kind/yaml": ""},
     description="What a domain is taught from: its source files or task spec, its teachers' models and prompts, and "
     "the judge's rubric. Its version is their hash; a sensor observes it.",
 )
@@ -102,7 +105,7 @@ def quality_scores(step: Step) -> QualityReport:
     teaching = step.profile.teaching
     with step.teachers.journal(step.store.root, step.run_id) as journal, step.teachers.local() as local:
         rows, report = score_responses(
-            read_jsonl(step.path("teacher_responses") / ROWS),
+            cast(list[ResponseRow], read_jsonl(step.path("teacher_responses") / ROWS)),
             teaching.judge,
             catalogue=step.teachers.catalogue,
             journal=journal,

@@ -3,14 +3,23 @@
 from cogumi_dagster.defs.claims import Claim, ratio
 
 SOURCE_EXAMPLES = (
-    Claim("drawn_as_asked", ratio("drawn", "wanted"), "share of the wanted examples that the sources gave", at_least=0.9),
-    Claim("no_broken_lines", lambda m: sum(len(lines) for lines in m["broken_lines"].values()), "lines of source files that could not be read", at_most=0),
+    Claim(
+        "drawn_as_asked", ratio("drawn", "wanted"), "share of the wanted examples that the sources gave", at_least=0.9
+    ),
+    Claim(
+        "no_broken_lines",
+        lambda m: sum(len(lines) for lines in m["broken_lines"].values()),
+        "lines of source files that could not be read",
+        at_most=0,
+    ),
 )
 TEACHER_RESPONSES = (
     Claim("some_answers", "rows", "answers kept", at_least=1, blocking=True),
     Claim("answered", lambda m: 1 - m["unanswered"] / m["tasks"], "share of tasks with an answer", at_least=0.8),
     Claim("verified", "verified_share", "share of checked answers that their verifier accepts", at_least=0.7),
-    Claim("nothing_in_doubt", lambda m: len(m["in_doubt"]), "calls that may have been paid and not recorded", at_most=0),
+    Claim(
+        "nothing_in_doubt", lambda m: len(m["in_doubt"]), "calls that may have been paid and not recorded", at_most=0
+    ),
 )
 QUALITY_SCORES = (
     Claim("mean_quality", "mean", "mean score before filtering", at_least="min_mean_quality"),

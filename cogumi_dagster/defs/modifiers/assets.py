@@ -3,8 +3,8 @@
 import dagster as dg
 
 from cogumi_dagster.defs.artifact import Step, artifact
-from cogumi_dagster.defs.compression.assets import gguf_model
 from cogumi_dagster.defs.base.assets import base_checkpoint
+from cogumi_dagster.defs.compression.assets import gguf_model
 from cogumi_dagster.defs.modifiers import checks
 from cogumi_dagster.defs.partitions import modifier_partitions
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE

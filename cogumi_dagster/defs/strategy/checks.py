@@ -2,9 +2,7 @@
 
 from cogumi_dagster.defs.claims import Claim, ratio
 
-STRATEGY_JOURNAL = (
-    Claim("strategies_tried", "strategies", "strategies that were tried on problems", at_least=2),
-)
+STRATEGY_JOURNAL = (Claim("strategies_tried", "strategies", "strategies that were tried on problems", at_least=2),)
 LEARNED_STRATEGY = (
     Claim("classes_balanced", lambda m: abs(m["yes"] - m["no"]) / m["traces"], "difference of the classes' shares", at_most=0.05),
 )  # fmt: skip

@@ -78,7 +78,12 @@ def require_group_size(checkpoint: Path, group_size: int) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     for name in ("hidden_size", "intermediate_size"):
         if config[name] % group_size:
-            fits = [size for size in (128, 64, 32, 16) if not (config["hidden_size"] % size or config["intermediate_size"] % size)]
+            fits = [
+                size
+                for size in (128, 64, 32, 16)
+                if not (config["hidden_size"] % size or config["intermediate_size"] % size)
+            ]
             raise CogumiError(
-                f"group size {group_size} does not divide {name} {config[name]}", f"set group_size to {fits[0] if fits else 16}"
+                f"group size {group_size} does not divide {name} {config[name]}",
+                f"set group_size to {fits[0] if fits else 16}",
             )

@@ -4,9 +4,8 @@ import ctypes
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +49,8 @@ def _config(checkpoint: Path) -> dict[str, Any]:
     config: dict[str, Any] = json.loads(path.read_text())
     if config.get("model_type") != "llama":
         raise CogumiError(
-            f"{checkpoint} is a {config.get('model_type')!r} checkpoint", "only Llama-family checkpoints are exported yet"
+            f"{checkpoint} is a {config.get('model_type')!r} checkpoint",
+            "only Llama-family checkpoints are exported yet",
         )
     if config.get("quantization_config"):
         raise CogumiError(f"{checkpoint} is already quantized", "export its 16-bit parent instead")
@@ -119,7 +119,7 @@ def write_gguf(checkpoint: Path, out: Path, *, type: str = "F16", provenance: Ma
 
 
 def _require_all(checkpoint: Path, seen: set[str], config: dict[str, Any]) -> None:
-    blocks = "attn_q attn_k attn_v attn_output ffn_gate ffn_up ffn_down attn_norm ffn_norm".split()
+    blocks = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "ffn_norm"]
     wanted = {"token_embd.weight", "output_norm.weight"} | {
         f"blk.{layer}.{block}.weight" for layer in range(config["num_hidden_layers"]) for block in blocks
     }

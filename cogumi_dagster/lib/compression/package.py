@@ -25,7 +25,9 @@ class PackageReport:
     bit_identical: bool
 
 
-def pack(source: Path, out: Path, *, level: int, dictionary_kb: int, extra: dict[str, Any] | None = None) -> PackageReport:
+def pack(
+    source: Path, out: Path, *, level: int, dictionary_kb: int, extra: dict[str, Any] | None = None
+) -> PackageReport:
     """Write ``<name>.zst``, ``dictionary.zstd`` and ``package.json`` to the folder ``out``, then unpack and compare.
 
     The dictionary is shared by all frames of a package; each frame is one chunk of 1 MiB, so that
@@ -83,7 +85,7 @@ def _train_dictionary(source: Path, size: int) -> Any:
     piece = 4096
     count = max(8, min(2000, 100 * size // piece, total // piece))
     with source.open("rb") as read:
-        samples = []
+        samples: list[bytes | bytearray | memoryview] = []
         for index in range(count):
             read.seek(index * max(1, total - piece) // count)
             samples.append(read.read(piece))
@@ -136,5 +138,3 @@ def unpack(package: Path, out: Path) -> None:
         raise damaged from None
     finally:
         aside.unlink(missing_ok=True)
-
-

@@ -61,9 +61,7 @@ def prune(
         mask_structure=config.mask_structure,
         sparsity_attention=attention,
         sparsity_feed_forward=feed_forward,
-        sparsity_missing=max(
-            0.0, config.sparsity_attention - attention, config.sparsity_feed_forward - feed_forward
-        ),
+        sparsity_missing=max(0.0, config.sparsity_attention - attention, config.sparsity_feed_forward - feed_forward),
         zeros=sum(int((p == 0).sum()) for p in model.parameters()),
         parameters=sum(p.numel() for p in model.parameters()),
         calibration_samples=samples,

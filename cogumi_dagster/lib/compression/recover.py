@@ -72,7 +72,9 @@ def recover(
         parameter.requires_grad_(False)
     for layer in layers.values():
         layer.weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW([layer.weight for layer in layers.values()], lr=config.learning_rate, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(
+        [layer.weight for layer in layers.values()], lr=config.learning_rate, weight_decay=0.0
+    )
     model.train()
     curve, tokens, started = [], 0, time.perf_counter()
     for step in range(config.steps):

@@ -18,8 +18,8 @@ from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
 from cogumi_dagster.lib.profile import DOMAINS, DatasetConfig
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.tasks.base import DIFFICULTY_MIX, split_of
+from cogumi_dagster.lib.training.batches import Pair
 
 log = logging.getLogger(__name__)
 

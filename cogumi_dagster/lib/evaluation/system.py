@@ -87,9 +87,7 @@ def evaluate_system(
         chosen = row["modifiers"].get(decision.route)
         routes.append(decision.route)
         if decision.route != "base" and chosen is None:  # routed to a modifier that was not asked: ask it now
-            answer = engine.chat(
-                [{"role": "user", "content": row["prompt"]}], adapter=decision.route, max_tokens=160
-            )
+            answer = engine.chat([{"role": "user", "content": row["prompt"]}], adapter=decision.route, max_tokens=160)
             task = next(t for t in tasks if t.id == row["task_id"])
             chosen = {"passed": verify(task, answer.text).passed is True, "text": answer.text}
         passed.append(bool((chosen or row["base"])["passed"]))
@@ -132,13 +130,14 @@ def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequ
                 return bool(side["passed"])
         return bool(row["base"]["passed"])
 
-    systems = [SystemRow("routed", _share(passed)), SystemRow("base alone", _share([r["base"]["passed"] for r in rows]))]
+    systems = [
+        SystemRow("routed", _share(passed)),
+        SystemRow("base alone", _share([r["base"]["passed"] for r in rows])),
+    ]
     names = sorted({name for row in rows for name in row["modifiers"]})
     systems += [SystemRow(f"base, {n} on its own domains", _share([own(row, n) for row in rows])) for n in names]
     systems.append(SystemRow("always the domain's modifier", _share([own(row) for row in rows])))
-    systems.append(
-        SystemRow("oracle", _share([row["base"]["passed"] or own(row) for row in rows]))
-    )
+    systems.append(SystemRow("oracle", _share([row["base"]["passed"] or own(row) for row in rows])))
     by_id = {task.id: task for task in tasks}
     solved = [by_id[row["task_id"]] for row in rows if by_id[row["task_id"]].solution is not None]
     systems.append(
@@ -147,7 +146,9 @@ def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequ
     return tuple(systems)
 
 
-def _spot_checks(assistant: Assistant, rows: Sequence[dict[str, Any]], routes: Sequence[str]) -> tuple[Proportion, float]:
+def _spot_checks(
+    assistant: Assistant, rows: Sequence[dict[str, Any]], routes: Sequence[str]
+) -> tuple[Proportion, float]:
     chosen = [(row, route) for row, route in zip(rows, routes, strict=True) if row["base"]["completion_tokens"] < 150]
     chosen = chosen[:: max(1, len(chosen) // SERVED_SPOT_CHECKS)][:SERVED_SPOT_CHECKS]
     same, started = 0, time.perf_counter()

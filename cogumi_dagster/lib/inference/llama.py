@@ -62,7 +62,9 @@ class LlamaEngine:
         try:
             self._server: Any = xllamacpp.Server(params)
         except Exception as error:
-            raise CogumiError(f"llama.cpp could not load {gguf}: {error}", "cogumi verify finds damaged files") from error
+            raise CogumiError(
+                f"llama.cpp could not load {gguf}: {error}", "cogumi verify finds damaged files"
+            ) from error
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
 
     def chat(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Completion:
@@ -208,7 +210,9 @@ class _Collector:
         if isinstance(result, dict) and "error" in result:
             self.error = str(result["error"].get("message", result["error"]))
         if self.error:
-            mend = "shorten the conversation, or raise serving.context" if "context" in self.error else "see the message"
+            mend = (
+                "shorten the conversation, or raise serving.context" if "context" in self.error else "see the message"
+            )
             raise CogumiError(f"llama.cpp: {self.error}", mend)
         return Completion(
             text="".join(self.text),

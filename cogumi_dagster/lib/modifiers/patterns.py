@@ -9,7 +9,7 @@ from typing import Any
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import write_jsonl
 
-Embed = Callable[[list[str]], Any]
+Embed = Callable[[Sequence[str]], Any]
 """texts -> (n, dimensions) float array."""
 
 
@@ -80,7 +80,10 @@ def find_patterns(
         patterns.append(Pattern(cluster, name, len(members), top, shown, texts[centre][:200]))
     write_jsonl(
         out / "assignments.jsonl",
-        ({"task_id": row["task"]["id"], "cluster": int(label)} for row, label in zip(failures, model.labels_, strict=True)),
+        (
+            {"task_id": row["task"]["id"], "cluster": int(label)}
+            for row, label in zip(failures, model.labels_, strict=True)
+        ),
     )
     flat = PCA(2, random_state=seed).fit_transform(vectors)
     return PatternsReport(

@@ -93,16 +93,21 @@ def check_table(refs: Sequence[ArtifactRef]) -> Table:
             shown = number(check["value"]) + (f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else "")
             verdict = "pass" if check["passed"] else "fail" if check["blocking"] else "warn"
             rows.append(
-                (label(ref), check["check"], shown, f"{check['bound']} {number(check['threshold'])}", verdict, check["description"])
+                (
+                    label(ref),
+                    check["check"],
+                    shown,
+                    f"{check['bound']} {number(check['threshold'])}",
+                    verdict,
+                    check["description"],
+                )
             )
     note = "A warning is a true figure that missed its threshold; a failed blocking check stops what is downstream."
     return Table("Checks", note, ("asset", "check", "value", "threshold", "verdict", "what it says"), tuple(rows))
 
 
 def artifact_table(refs: Sequence[ArtifactRef]) -> Table:
-    rows = tuple(
-        (label(r), size(r.manifest.bytes), f"{r.manifest.seconds:.1f} s", r.version[:12]) for r in refs
-    )
+    rows = tuple((label(r), size(r.manifest.bytes), f"{r.manifest.seconds:.1f} s", r.version[:12]) for r in refs)
     return Table("Artifacts", "Versions are SHA-256 of the contents.", ("asset", "bytes", "made in", "version"), rows)
 
 
@@ -124,15 +129,34 @@ def _headline(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> 
             rows.append((name, show(report)))
 
     add("Student", "student_model", lambda r: f"{r['name']}, {r['parameters']:,} parameters")
-    add("Training examples", "distillation_dataset", lambda r: f"{r['splits'].get('train', 0):,} of {r['rows']:,} records")
-    add("Served file", "gguf_model", lambda r: f"{r['export']['type']}, {size(r['export']['bytes'])}, {r['export']['bits_per_weight']:.2f} bits a weight")
-    add("Perplexity against the 16-bit parent", "gguf_model", lambda r: f"x {r['perplexity_ratio']:.4f} ({r['perplexity_tokens']} tokens)")
+    add(
+        "Training examples",
+        "distillation_dataset",
+        lambda r: f"{r['splits'].get('train', 0):,} of {r['rows']:,} records",
+    )
+    add(
+        "Served file",
+        "gguf_model",
+        lambda r: (
+            f"{r['export']['type']}, {size(r['export']['bytes'])}, {r['export']['bits_per_weight']:.2f} bits a weight"
+        ),
+    )
+    add(
+        "Perplexity against the 16-bit parent",
+        "gguf_model",
+        lambda r: f"x {r['perplexity_ratio']:.4f} ({r['perplexity_tokens']} tokens)",
+    )
     add("Packed with zstd", "packaged_base", lambda r: size(r["bytes_after"]))
     add("Routed system", "system_evaluation", lambda r: proportion(r["routed"]))
     add("Base alone", "system_evaluation", lambda r: proportion(r["base"]))
     add("Oracle", "system_evaluation", lambda r: proportion(r["oracle"]))
     add("Router AUROC", "router_model", lambda r: proportion(r["of_router"]["auroc"]))
-    return Table("At a glance", "Accuracies: successes of count, 95 % interval; majority baseline of open answers is 0.", ("figure", "value"), tuple(rows))
+    return Table(
+        "At a glance",
+        "Accuracies: successes of count, 95 % interval; majority baseline of open answers is 0.",
+        ("figure", "value"),
+        tuple(rows),
+    )
 
 
 def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[Table]:
@@ -173,7 +197,9 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
         rows += [
             (f"{r['model']}: {r['benchmark']}", r["not_run"] or proportion(r["accuracy"])) for r in system["benchmarks"]
         ]
-        yield Table("Systems", f"{system['tasks']} fresh test tasks of all domains.", ("system", "accuracy"), tuple(rows))
+        yield Table(
+            "Systems", f"{system['tasks']} fresh test tasks of all domains.", ("system", "accuracy"), tuple(rows)
+        )
 
 
 def _stand_ins(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[str]:
@@ -188,7 +214,9 @@ def _stand_ins(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) ->
                 yield from (f"teacher: {name}" for name in report.get("stand_ins", ()))
             if asset in ("strategy_journal", "learned_strategy") and report.get("stand_in"):
                 yield f"strategy teacher: {report['teacher']}"
-            yield from (f"cascade teacher: {name}" for name in report.get("stand_ins", ()) if asset == "cascade_examples")
+            yield from (
+                f"cascade teacher: {name}" for name in report.get("stand_ins", ()) if asset == "cascade_examples"
+            )
 
 
 def _html(
@@ -217,7 +245,8 @@ def _html(
 def _html_table(table: Table) -> str:
     columns = "".join(f"<th>{html.escape(column)}</th>" for column in table.columns)
     body = "".join(
-        "<tr>" + "".join(_html_cell(c, v) for c, v in zip(table.columns, row, strict=True)) + "</tr>" for row in table.rows
+        "<tr>" + "".join(_html_cell(c, v) for c, v in zip(table.columns, row, strict=True)) + "</tr>"
+        for row in table.rows
     )
     return (
         f'<section><h2>{html.escape(table.title)}</h2><p class="note">{html.escape(table.note)}</p>'

@@ -33,7 +33,9 @@ def _training(reports: Reports) -> list[tuple[str, str]]:
     }
     if not curves:
         return []
-    return [("Training loss of every adapter, by step", plots.line_plot(curves, "Training loss", "step", "loss (nats)"))]
+    return [
+        ("Training loss of every adapter, by step", plots.line_plot(curves, "Training loss", "step", "loss (nats)"))
+    ]
 
 
 def _compression(reports: Reports) -> list[tuple[str, str]]:

@@ -99,17 +99,17 @@ def collect_rows(
         other = modified.get(answer.task.id)
         if answer.verdict.passed is None or (other is not None and other.verdict.passed is None):
             continue
-        name = MODIFIER_OF.get(answer.task.domain) if other is not None else None
+        responsible = MODIFIER_OF.get(answer.task.domain) if other is not None else None
         rows.append(
             {
                 "task_id": answer.task.id,
                 "domain": answer.task.domain,
                 "family": answer.task.family,
-                "modifier": name,
+                "modifier": responsible,
                 "prompt": answer.task.prompt,
                 "split": answer.task.split,
                 "base": _side(answer),
-                "modifiers": {name: _side(other)} if name and other else {},
+                "modifiers": {responsible: _side(other)} if responsible and other else {},
             }
         )
     return rows, base, modified

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.evaluation.statistics import (
-    Estimate, Proportion, balanced_accuracy, bootstrap, majority_baseline, mcnemar,
+    Estimate,
+    Proportion,
+    balanced_accuracy,
+    bootstrap,
+    majority_baseline,
+    mcnemar,
 )  # fmt: skip
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
@@ -115,4 +120,6 @@ def _row(stage: str, answers: Sequence[Answered], seed: int) -> StageRow:
 def _teacher_row(tasks: Sequence[object], solved: Proportion) -> StageRow:
     value = solved.value
     whole = Estimate(value, value, value, solved.count)
-    return StageRow("teacher (solver, exact)", len(tasks), solved, whole, solved, solved, solved, solved, solved, solved)
+    return StageRow(
+        "teacher (solver, exact)", len(tasks), solved, whole, solved, solved, solved, solved, solved, solved
+    )

@@ -46,7 +46,14 @@ class JournalReport:
 
 
 def keep_journal(
-    engine: Engine, family: StrategyFamily, out: Path, *, batches: int, problems: int, seed: int, progress: Progress = silent
+    engine: Engine,
+    family: StrategyFamily,
+    out: Path,
+    *,
+    batches: int,
+    problems: int,
+    seed: int,
+    progress: Progress = silent,
 ) -> JournalReport:
     """Run ``batches`` batches of fresh class-balanced training problems; stop early when a strategy no longer helps.
 
@@ -83,7 +90,13 @@ def _entry(batch: int, strategy: int, answers: Sequence[Answered]) -> JournalEnt
     wrong_no = sum(label == "YES" and guess == "NO" for label, guess in zip(labels, said, strict=True))
     unparsed = said.count("")
     balanced = balanced_accuracy(labels, said)
-    lean = "says YES too often" if wrong_yes > wrong_no else "says NO too often" if wrong_no > wrong_yes else "errs both ways"
+    lean = (
+        "says YES too often"
+        if wrong_yes > wrong_no
+        else "says NO too often"
+        if wrong_no > wrong_yes
+        else "errs both ways"
+    )
     note = (
         f"{sum(a.passed for a in answers)} of {len(answers)} right; the student {lean}"
         + (f" and gives no verdict {unparsed} times" if unparsed else "")

@@ -64,13 +64,16 @@ def strategy_family(name: str) -> StrategyFamily:
 
 
 def attempt(
-    engine: Engine, tasks: Sequence[Task], *, strategy: str = "", adapter: str | None = None, progress: Progress = silent
+    engine: Engine,
+    tasks: Sequence[Task],
+    *,
+    strategy: str = "",
+    adapter: str | None = None,
+    progress: Progress = silent,
 ) -> list[Answered]:
     """Answer problems, with a strategy before the question where one is given."""
     conversations: list[list[Message]] = [
         [{"role": "user", "content": f"{strategy}\n\n{task.prompt}" if strategy else task.prompt}] for task in tasks
     ]
-    completions = engine.chat_many(
-        conversations, adapter=adapter, max_tokens=SCHEDULING.max_tokens, progress=progress
-    )
+    completions = engine.chat_many(conversations, adapter=adapter, max_tokens=SCHEDULING.max_tokens, progress=progress)
     return [Answered(t, c, verify(t, c.text)) for t, c in zip(tasks, completions, strict=True)]

@@ -36,7 +36,9 @@ def learn_strategy(journal: Path, family: StrategyFamily, out: Path, *, traces: 
     tasks = family.problems(traces, seed + 7, "train")
     for task in tasks:
         if task.solution is None or verify(task, task.solution).passed is not True:
-            raise CogumiError(f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family")
+            raise CogumiError(
+                f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
+            )
     write_jsonl(out / "traces.jsonl", (task.to_json() for task in tasks))
     (out / "strategy.json").write_text(json.dumps({"family": family.name, "text": family.strategies[-1]}, indent=1))
     levels = [task.difficulty for task in tasks]

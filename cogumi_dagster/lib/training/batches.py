@@ -55,7 +55,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> tupl
     encoded, too_long = [], 0
     for index, pair in enumerate(pairs):
         prompt = prompt_ids(tokenizer, pair.instruction)
-        answer = tokenizer.encode(pair.response, add_special_tokens=False) + [tokenizer.eos_token_id]
+        answer = [*tokenizer.encode(pair.response, add_special_tokens=False), tokenizer.eos_token_id]
         if len(prompt) + len(answer) > max_length:
             too_long += 1
         else:
@@ -86,7 +86,9 @@ def epoch_batches(encoded: Sequence[Encoded], batch_tokens: int, seed: int) -> l
     return batches
 
 
-def schedule(encoded: Sequence[Encoded], batch_tokens: int, epochs: float, max_steps: int, seed: int) -> list[list[Encoded]]:
+def schedule(
+    encoded: Sequence[Encoded], batch_tokens: int, epochs: float, max_steps: int, seed: int
+) -> list[list[Encoded]]:
     """All batches of a run, in order: whole epochs and a last share of one, at most ``max_steps``."""
     batches: list[list[Encoded]] = []
     for epoch in range(int(epochs) + 1):

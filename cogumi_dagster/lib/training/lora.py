@@ -12,7 +12,13 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.training.batches import (
-    Encoded, Pair, answer_loss, batches_of, collate, encode_pairs, schedule,
+    Encoded,
+    Pair,
+    answer_loss,
+    batches_of,
+    collate,
+    encode_pairs,
+    schedule,
 )  # fmt: skip
 from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.resume import newest_state, save_state

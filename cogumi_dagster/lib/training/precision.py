@@ -23,5 +23,7 @@ def resolve_device(wanted: str) -> str:
     from cogumi_dagster.lib.errors import CogumiError
 
     if wanted == "cuda" and not torch.cuda.is_available():
-        raise CogumiError("compute.device is cuda, but torch sees no GPU", "set compute.device: cpu, or mend the driver")
+        raise CogumiError(
+            "compute.device is cuda, but torch sees no GPU", "set compute.device: cpu, or mend the driver"
+        )
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

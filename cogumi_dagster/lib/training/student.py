@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.compression.gguf_read import hf_state_dict, open_gguf
 from cogumi_dagster.lib.compression.gguf_layout import llama_config
+from cogumi_dagster.lib.compression.gguf_read import hf_state_dict, open_gguf
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.tokenizer import agreement, tokenizer_from_gguf
 
@@ -74,7 +74,9 @@ def import_student(source: str, name: str, out: Path, *, seed: int = 0, strings:
         raise CogumiError(f"unknown student source {source!r}", f"one of {', '.join(f'{k}:...' for k in makers)}")
     model, tokenizer, reference = makers[kind](rest, seed)
     if model.config.model_type != "llama":
-        raise CogumiError(f"the student {source} is a {model.config.model_type!r} model", "use a Llama-family checkpoint")
+        raise CogumiError(
+            f"the student {source} is a {model.config.model_type!r} model", "use a Llama-family checkpoint"
+        )
     save_checkpoint(model, tokenizer, out)
     compared = agreement(tokenizer, reference, strings, seed) if reference else None
     return StudentReport(

@@ -84,7 +84,13 @@ def varied_strings(count: int, seed: int) -> list[str]:
 
     draw = random.Random(seed)
     lines = [line for module in (inspect, json, textwrap, random) for line in inspect.getsource(module).splitlines()]
-    words = "the of model straße naïve 你好 世界 مرحبا שלום привет नमस्ते 😀 👩‍🚀 é ﬁ <|im_end|> <|im_start|>user don't I'LL".split(" ")
+    words = [
+        *["the", "of", "model", "straße", "naïve", "你好", "世界", "مرحبا", "שלום", "привет", "नमस्ते", "don't", "I'LL"],
+        "😀",
+        "👩\u200d🚀",
+        "\ufb01",
+    ]
+    words += ["<|im_end|>", "<|im_start|>user"]
     spaces = [" ", "  ", "\n", "\t", "\n\n  ", "\r\n", "\u00a0", ""]
 
     def one() -> str:
@@ -95,8 +101,12 @@ def varied_strings(count: int, seed: int) -> list[str]:
         if kind == 1:
             return "".join(draw.choice(words) + draw.choice(spaces) for _ in range(draw.randint(1, 20)))
         if kind == 2:
-            return draw.choice(["", "-", "$"]) + "".join(draw.choice("0123456789.,eE") for _ in range(draw.randint(1, 40)))
-        return "".join(chr(draw.choice([draw.randint(32, 126), draw.randint(160, 0x2FFF)])) for _ in range(draw.randint(1, 30)))
+            return draw.choice(["", "-", "$"]) + "".join(
+                draw.choice("0123456789.,eE") for _ in range(draw.randint(1, 40))
+            )
+        return "".join(
+            chr(draw.choice([draw.randint(32, 126), draw.randint(160, 0x2FFF)])) for _ in range(draw.randint(1, 30))
+        )
 
     return [one() for _ in range(count)]
 
