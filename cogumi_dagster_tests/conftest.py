@@ -118,9 +118,13 @@ def opposite_adapter(adapter: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def pairs() -> list[Pair]:
     """Short questions with their answers, of different lengths."""
-    words = "river stone cloud table seven green window paper".split()
+    words = ["river", "stone", "cloud", "table", "seven", "green", "window", "paper"]
     return [
-        Pair(f"What is {n} plus {n}?", f"{n} plus {n} makes {2 * n}, says the {words[n % 8]}{' again' * (n % 5)}.", "sums")
+        Pair(
+            f"What is {n} plus {n}?",
+            f"{n} plus {n} makes {2 * n}, says the {words[n % 8]}{' again' * (n % 5)}.",
+            "sums",
+        )
         for n in range(24)
     ]
 

@@ -167,16 +167,11 @@ class ArtifactStore:
             return None
         version = json.loads(pointer.read_text())["data_version"]
         folder = slot / f"v-{version[:12]}"
-        if self.remote is not None and not (folder / MANIFEST).is_file():
+        ref = _present(folder)
+        if ref is None and self.remote is not None:
             self._pull_version(asset, partition, folder)
-        if not (folder / MANIFEST).is_file():
-            return None
-        manifest = Manifest.from_json(json.loads((folder / MANIFEST).read_text()))
-        intact = all(
-            (folder / name).is_file() and (folder / name).stat().st_size == entry.bytes
-            for name, entry in manifest.files.items()
-        )
-        return ArtifactRef(folder, manifest) if intact else None
+            ref = _present(folder)
+        return ref
 
     def get(self, asset: str, partition: str | None = None) -> ArtifactRef:
         """The present version; raises CogumiError naming the command that makes it."""
@@ -330,7 +325,10 @@ class ArtifactStore:
         manifest = Manifest.from_json(json.loads(data))
         aside = folder.parent / f"{_DRAFT}{os.getpid()}-{secrets.token_hex(4)}"
         try:
+            aside.mkdir(parents=True)
             for name in manifest.files:
+                if Path(name).is_absolute() or ".." in Path(name).parts:
+                    raise CogumiError(f"{asset}: the copy in the object store is damaged: it names {name!r}")
                 (aside / name).parent.mkdir(parents=True, exist_ok=True)
                 self.remote.download(self._key(asset, partition, folder.name, name), aside / name)
             problem = _difference(aside, manifest)
@@ -339,9 +337,22 @@ class ArtifactStore:
                     f"{asset}: the copy in the object store is damaged: {problem}", "materialize it again"
                 )
             (aside / MANIFEST).write_bytes(data)
+            shutil.rmtree(folder, ignore_errors=True)  # what is there is not whole
             os.replace(aside, folder)
         finally:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def _present(folder: Path) -> ArtifactRef | None:
+    """The version in ``folder``, or None where its manifest or a file is gone or of another size."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = Manifest.from_json(json.loads((folder / MANIFEST).read_text()))
+    intact = all(
+        (folder / name).is_file() and (folder / name).stat().st_size == entry.bytes
+        for name, entry in manifest.files.items()
+    )
+    return ArtifactRef(folder, manifest) if intact else None
 
 
 def _difference(folder: Path, manifest: Manifest) -> str:

@@ -311,10 +311,15 @@ def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
 
 
 def _fields(parents: list[str]) -> list[str]:
-    model: Any = Profile
+    model: type[BaseModel] | None = Profile
     for parent in parents:
-        field = model.model_fields.get(parent)
-        if field is None or not isinstance(field.annotation, type):
-            return []
-        model = field.annotation
-    return list(getattr(model, "model_fields", {}))
+        if model is not None and parent in model.model_fields:
+            model = _section_in(model.model_fields[parent].annotation)
+    return list(model.model_fields) if model else []
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, itself or in a mapping or a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_section_in, get_args(annotation))), None)

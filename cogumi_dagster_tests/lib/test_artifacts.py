@@ -225,7 +225,9 @@ def test_a_remote_fills_an_empty_cache_and_is_verified(tmp_path: Path) -> None:
     remote = DictRemote()
     ref = make(ArtifactStore(tmp_path / "one", remote=remote))
     prefix = f"model/_/v-{ref.version[:12]}"
-    assert sorted(remote.objects) == sorted([f"{prefix}/deep/weights.bin", f"{prefix}/{MANIFEST}", f"model/_/{CURRENT}"])
+    assert sorted(remote.objects) == sorted(
+        [f"{prefix}/deep/weights.bin", f"{prefix}/{MANIFEST}", f"model/_/{CURRENT}"]
+    )
     other = ArtifactStore(tmp_path / "two", remote=remote)
     found = other.get("model")
     assert found.manifest == ref.manifest
@@ -281,4 +283,6 @@ def test_annotating_reaches_the_remote(tmp_path: Path) -> None:
 def test_the_fingerprint_changes_with_each_thing_that_decides() -> None:
     base = fingerprint_of("1", {"a": 1, "b": 2}, {"x": "1", "y": "2"})
     assert base == fingerprint_of("1", {"b": 2, "a": 1}, {"y": "2", "x": "1"})
-    assert len({base, fingerprint_of("2", {"a": 1, "b": 2}, {"x": "1", "y": "2"}), fingerprint_of("1", {"a": 1}, {})}) == 3
+    assert (
+        len({base, fingerprint_of("2", {"a": 1, "b": 2}, {"x": "1", "y": "2"}), fingerprint_of("1", {"a": 1}, {})}) == 3
+    )

@@ -23,7 +23,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     (tmp_path / "code.yaml").write_text("files: [mine.jsonl]")
     (tmp_path / "math.yaml").write_text("families: [chain_sum]")
     (tmp_path / "mine.jsonl").write_text('{"instruction": "Say hi.", "response": "hi"}\n')
-    (tmp_path / "teachers.yaml").write_text(f"teachers:{CATALOGUE}".replace("\n", "\n  "))
+    (tmp_path / "teachers.yaml").write_text(CATALOGUE)
     return tmp_path, tmp_path / "teachers.yaml"
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.compression.compressor import calibration_set, require_group_size, run_oneshot
+from cogumi_dagster.lib.compression.compressor import calibration_set, quiet_compressor, require_group_size, run_oneshot
 from cogumi_dagster.lib.profile import AwqConfig
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.merge import ParityReport, answer_logits, parity, perplexity_of
@@ -37,6 +37,7 @@ class W4A16Report:
     loads_in_transformers: bool
 
 
+@quiet_compressor()
 def fold_awq_scales(
     checkpoint: Path, calibration: Sequence[Pair], held_out: Sequence[Pair], out: Path, config: AwqConfig
 ) -> AwqReport:
@@ -101,6 +102,7 @@ def _search_autoawq(model: Any, tokenizer: Any, data: Any, config: AwqConfig, ch
     return quantizer.model.float()
 
 
+@quiet_compressor()
 def export_w4a16(folded: Path, held_out: Sequence[Pair], out: Path, config: AwqConfig) -> W4A16Report:
     """Quantize the folded checkpoint to 4-bit groups in compressed-tensors form, and load it back."""
     require_group_size(folded, config.group_size)

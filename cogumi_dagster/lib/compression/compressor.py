@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,17 @@ MIN_CALIBRATION_SAMPLES = 2
 
 @contextlib.contextmanager
 def quiet_compressor() -> Iterator[None]:
-    """llm-compressor without its log files and without pinned memory on a CPU.
+    """llm-compressor without its log files, progress bars and pinned memory on a CPU; around all that uses it.
 
     Its cache pins CPU tensors for asynchronous copies to an accelerator, and fails where there is
     none ("Cannot access accelerator device"); without an accelerator there is nothing to copy to.
     """
     import torch
-    from llmcompressor.pipelines.cache import IntermediatesCache
-    from loguru import logger
 
-    logger.remove()
+    os.environ.setdefault("LLM_COMPRESSOR_LOG_LEVEL", "ERROR")
+    from llmcompressor.pipelines.cache import IntermediatesCache
+
+    logging.getLogger("torch.fx._symbolic_trace").setLevel(logging.ERROR)
     original = IntermediatesCache.pin_memory
     if not torch.cuda.is_available():
         IntermediatesCache.pin_memory = lambda *args, **kwargs: None
@@ -46,8 +48,7 @@ def run_oneshot(model: Any, recipe: list[Any], calibration: Any | None = None, s
     arguments: dict[str, Any] = {"pipeline": "datafree"}
     if calibration is not None:
         arguments = {"dataset": calibration, "num_calibration_samples": samples, "pipeline": "sequential"}
-    with quiet_compressor():
-        oneshot(model=model, recipe=recipe, **arguments)
+    oneshot(model=model, recipe=recipe, **arguments)
 
 
 def calibration_set(tokenizer: Any, pairs: Sequence[Pair], samples: int, tokens: int) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cogumi_dagster.lib.artifacts import file_sha256
 from cogumi_dagster.lib.compression.gguf_export import ExportReport, quantize_gguf, write_gguf
-from cogumi_dagster.lib.compression.package import pack
+from cogumi_dagster.lib.compression.package import zstd_ratio
 from cogumi_dagster.lib.compression.predict import predict_bytes, tensor_types
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
 from cogumi_dagster.lib.inference.llama import LlamaEngine
@@ -96,7 +96,6 @@ def measure_frontier(
             path = scratch / f"{type}.gguf"
             export = quantize_gguf(scratch / "f16.gguf", path, type)
             perplexity, _ = perplexity_of(gguf_answer_logits(path, tokenizer, held_out))
-            package = pack(path, scratch / f"{type}.pack", level=config.zstd_level, dictionary_kb=config.dictionary_kb)
             rows.append(
                 FrontierRow(
                     type=type,
@@ -106,7 +105,7 @@ def measure_frontier(
                     perplexity=perplexity,
                     perplexity_ratio=perplexity / reference,
                     tokens_per_second=decode_speed(path),
-                    zstd_ratio=package.ratio,
+                    zstd_ratio=zstd_ratio(path, config.zstd_level),
                     fallback_share=_fallback_share(shapes, type),
                 )
             )

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.compression.compressor import calibration_set, run_oneshot
+from cogumi_dagster.lib.compression.compressor import calibration_set, quiet_compressor, run_oneshot
+from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import PruningConfig
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.lora import ATTENTION, FEED_FORWARD
@@ -31,14 +32,20 @@ class PruningReport:
     perplexity_tokens: int
 
 
+@quiet_compressor()
 def prune(
     checkpoint: Path, calibration: Sequence[Pair], held_out: Sequence[Pair], out: Path, config: PruningConfig
 ) -> PruningReport:
     """Write a pruned copy of ``checkpoint`` (bfloat16). Attention and feed-forward have their own sparsity.
 
     Raises:
-        CogumiError: a calibration set that is too small.
+        CogumiError: a calibration set that is too small, or an N:M pattern by magnitude.
     """
+    if config.method == "magnitude" and config.mask_structure != "0:0":
+        raise CogumiError(
+            f"magnitude pruning is unstructured here, mask_structure is {config.mask_structure!r}",
+            "set compression.pruning.method to wanda or sparsegpt, or mask_structure to 0:0",
+        )
     model, tokenizer = load_checkpoint(checkpoint, "float32")
     before, tokens = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
     data = None

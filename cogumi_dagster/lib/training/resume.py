@@ -37,6 +37,6 @@ def newest_state(folder: Path) -> tuple[int, dict[str, Any], list[dict[str, floa
             if file_sha256(candidate / "state.pt") == manifest["sha256"]:
                 state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
                 return manifest["step"], state, manifest["log"]
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

@@ -57,10 +57,13 @@ def trim_vocabulary(checkpoint: Path, corpus: Sequence[Pair], held_out: Sequence
     rows = -(-len(kept) // ROW_MULTIPLE) * ROW_MULTIPLE
     old_rows, width = model.get_input_embeddings().weight.shape
     with torch.no_grad():
-        weights = torch.zeros(rows, width)
-        weights[: len(kept)] = model.get_input_embeddings().weight[torch.tensor(kept)]
+        tables = (model.get_input_embeddings, model.get_output_embeddings)  # the same one where they are tied
+        weights = [torch.zeros(rows, width) for _ in tables]
+        for table, new in zip(tables, weights, strict=True):
+            new[: len(kept)] = table().weight[torch.tensor(kept)]
         model.resize_token_embeddings(rows, mean_resizing=False)
-        model.get_input_embeddings().weight.copy_(weights)
+        for table, new in zip(tables, weights, strict=True):
+            table().weight.copy_(new)
     for name in ("bos", "eos", "pad"):
         token_id = getattr(trimmed, f"{name}_token_id")
         setattr(model.config, f"{name}_token_id", token_id)
