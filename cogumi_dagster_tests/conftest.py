@@ -11,6 +11,7 @@ from cogumi_dagster.lib.inference.base import Completion, Message
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.student import StudentReport, import_student, load_checkpoint, save_checkpoint
+from cogumi_dagster.lib.training.trim import trim_vocabulary
 
 LOUD = 6.0
 """Random Llamas are drawn with standard deviation 0.02 and say nearly the same whatever their attention does;
@@ -55,18 +56,33 @@ def make_loud() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def student(
+def full_student(
     imported: tuple[Path, StudentReport], make_loud: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The tiny student, loud."""
-    return make_loud(imported[0], tmp_path_factory.mktemp("student") / "checkpoint")
+    """The imported student, loud, with its whole vocabulary."""
+    return make_loud(imported[0], tmp_path_factory.mktemp("full") / "checkpoint")
 
 
 @pytest.fixture(scope="session")
-def untied_student(
+def full_untied_student(
     imported: tuple[Path, StudentReport], make_loud: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    return make_loud(imported[0], tmp_path_factory.mktemp("untied") / "checkpoint", tied=False)
+    return make_loud(imported[0], tmp_path_factory.mktemp("full-untied") / "checkpoint", tied=False)
+
+
+@pytest.fixture(scope="session")
+def student(full_student: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny student, loud, its vocabulary trimmed to ``pairs``: 49,152 tokens make every GGUF take seconds."""
+    folder = tmp_path_factory.mktemp("student") / "checkpoint"
+    trim_vocabulary(full_student, pairs, pairs[:1], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def untied_student(full_untied_student: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("untied") / "checkpoint"
+    trim_vocabulary(full_untied_student, pairs, pairs[:1], folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

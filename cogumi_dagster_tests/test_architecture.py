@@ -25,7 +25,9 @@ EXCEPTIONS = {("cogumi_dagster/defs/pipeline.py", "definitions")}
 """``full_pipeline_job`` drives runs of the whole code location, so its op loads it, when it runs."""
 TEACHERS = {"openai", "groq", "together", "anthropic"}
 MODELS = {"torch", "transformers"}
-HEAVY = MODELS | TEACHERS | {"ray", "peft", "datasets", "sklearn", "sentence_transformers", "llmcompressor", "xllamacpp"}
+HEAVY = (
+    MODELS | TEACHERS | {"ray", "peft", "datasets", "sklearn", "sentence_transformers", "llmcompressor", "xllamacpp"}
+)
 
 SOURCES = sorted([*(ROOT / "cogumi_dagster").rglob("*.py"), *(ROOT / "resources").rglob("*.py")])
 NAMES = [path.relative_to(ROOT).as_posix() for path in SOURCES]
@@ -82,7 +84,9 @@ def test_the_search_sees_the_whole_house() -> None:
     assert rooms_of(imported(ast.walk(ast.parse("from cogumi_dagster import home\nimport resources.compute")))) == {
         "home", "resources",
     }  # fmt: skip
-    late = ast.parse("def f():\n import torch\nif TYPE_CHECKING:\n import ray\nelse:\n import groq\nclass A:\n import os")
+    late = ast.parse(
+        "def f():\n import torch\nif TYPE_CHECKING:\n import ray\nelse:\n import groq\nclass A:\n import os"
+    )
     assert set(imported(at_module_level(late))) == {"groq", "os"}
 
 

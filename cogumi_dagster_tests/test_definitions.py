@@ -16,7 +16,8 @@ from cogumi_dagster.lib.report.card import STEPS
 ROOT = Path(__file__).resolve().parent.parent
 
 GRAPH = {
-    "dataset": """teacher_data source_examples teacher_responses quality_scores curated_examples distillation_dataset""",
+    "dataset": """teacher_data source_examples teacher_responses quality_scores curated_examples
+        distillation_dataset""",
     "base": "student_model trimmed_student base_adapter base_checkpoint",
     "compression": """pruned_checkpoint recovered_checkpoint awq_checkpoint w4a16_checkpoint gguf_model packaged_base
         compression_frontier""",
@@ -71,7 +72,7 @@ DOMAINS = ["code", "reasoning", "math", "science", "conversation", "creative"]
 MODIFIERS = ["code", "reasoning", "automation"]
 STRATEGIES = ["scheduling"]
 PARTITIONS = {
-    **dict.fromkeys("teacher_data source_examples teacher_responses quality_scores curated_examples".split(), DOMAINS),
+    **dict.fromkeys(GRAPH["dataset"].split()[:-1], DOMAINS),  # all but distillation_dataset
     **dict.fromkeys(GRAPH["modifiers"].split(), MODIFIERS),
     **dict.fromkeys(GRAPH["strategy"].split(), STRATEGIES),
 }

@@ -1,12 +1,15 @@
 """The artifact store as a resource: a local folder, or the same folder mirrored in S3 through dagster-aws."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from cogumi_dagster.lib.artifacts import ArtifactStore
+from cogumi_dagster.lib.errors import CogumiError
 from resources.settings import ProfileResource
 
 
@@ -24,25 +27,39 @@ class S3Remote:
     def _key(self, key: str) -> str:
         return f"{self.prefix}/{key}" if self.prefix else key
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        from boto3.exceptions import Boto3Error
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            yield
+        except (Boto3Error, BotoCoreError, ClientError) as error:
+            mend = "check store.bucket, store.endpoint_url and the credentials (AWS_ACCESS_KEY_ID, ...)"
+            raise CogumiError(f"the object store s3://{self.bucket}: {error}", mend, retryable=True) from error
+
     def upload(self, path: Path, key: str) -> None:
-        self.client.upload_file(str(path), self.bucket, self._key(key))
+        with self._explained():
+            self.client.upload_file(str(path), self.bucket, self._key(key))
 
     def download(self, key: str, path: Path) -> None:
-        self.client.download_file(self.bucket, self._key(key), str(path))
+        with self._explained():
+            self.client.download_file(self.bucket, self._key(key), str(path))
 
     def read(self, key: str) -> bytes | None:
-        try:
-            body: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
-        except self.client.exceptions.NoSuchKey:
-            return None
-        return body
+        with self._explained():
+            try:
+                body: bytes = self.client.get_object(Bucket=self.bucket, Key=self._key(key))["Body"].read()
+            except self.client.exceptions.NoSuchKey:
+                return None
+            return body
 
     def keys(self, suffix: str) -> list[str]:
-        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(""))
         start = len(self._key(""))
-        return [
-            item["Key"][start:] for page in pages for item in page.get("Contents", ()) if item["Key"].endswith(suffix)
-        ]
+        with self._explained():
+            pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(""))
+            found = [item["Key"][start:] for page in pages for item in page.get("Contents", ())]
+        return [key for key in found if key.endswith(suffix)]
 
 
 class ArtifactStoreResource(dg.ConfigurableResource):  # type: ignore[type-arg]

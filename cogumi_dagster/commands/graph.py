@@ -100,7 +100,8 @@ def show_plan(as_json: bool) -> None:
     progress = RunProgress(nodes, settings.profile.name)
     for node in nodes:
         if node.reason:
-            console.print(f"{node.label:44} {node.reason} [dim](about {duration(progress.expected[node.label])})[/]")
+            line = escape(f"{node.label:44} {node.reason}")
+            console.print(f"{line} [dim](about {duration(progress.expected[node.label])})[/]")
     total = sum(progress.expected.values())
     due = len(progress.todo)
     console.print(f"{due} of {len(nodes)} artifacts to make" + (f", about {duration(total)}." if due else "."))
@@ -140,8 +141,8 @@ def verify_store() -> int:
     for row in store.verify():
         name = f"{row.asset}[{row.partition}]" if row.partition else row.asset
         damaged += bool(row.problem)
-        verdict = f"[red]{row.problem}[/]" if row.problem else "[green]intact[/]"
-        console.print(f"{name:44} {size(row.bytes):>12}  {verdict}")
+        verdict = f"[red]{escape(row.problem)}[/]" if row.problem else "[green]intact[/]"
+        console.print(f"{escape(f'{name:44}')} {size(row.bytes):>12}  {verdict}")
     if damaged:
         console.print(f"\n{damaged} damaged. mend: delete the folder that is named, and run cogumi run again")
     return 1 if damaged else 0

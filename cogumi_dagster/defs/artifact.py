@@ -177,12 +177,14 @@ def _out_of_memory(error: Exception) -> bool:
 
 
 def _on_changed_inputs() -> dg.AutomationCondition:  # type: ignore[type-arg]
-    """``eager``, but not for a re-materialization with the same data version (dagster#25439), and not
-    past a failed blocking check of an input."""
+    """``eager``, but not for a re-materialization with the same data version (dagster#25439), not past a
+    failed blocking check of an input, and not for what was never made: the first run is the user's to start
+    (else the first observation in a new installation would ask every teacher)."""
     condition = dg.AutomationCondition
     changed = condition.any_deps_match(condition.data_version_changed() | condition.will_be_requested())
     failed = condition.any_deps_match(condition.any_checks_match(condition.check_failed(), blocking_only=True))
-    return condition.eager().replace("any_deps_updated", changed.with_label("any_deps_updated")) & ~failed
+    eager = condition.eager().replace("any_deps_updated", changed.with_label("any_deps_updated"))
+    return eager & ~failed & ~condition.missing()
 
 
 def config_of(profile: Profile, sections: Sequence[str]) -> dict[str, Any]:

@@ -186,12 +186,11 @@ class ArtifactStore:
 
     def artifacts(self) -> list[ArtifactRef]:
         """Every present version, in the order of its making."""
-        refs = []
-        for pointer in sorted(self.root.glob(f"*/*/{CURRENT}")):
-            partition = pointer.parent.name
-            ref = self.current(pointer.parent.parent.name, None if partition == "_" else partition)
-            if ref is not None:
-                refs.append(ref)
+        slots = {pointer.parent.relative_to(self.root).parts for pointer in self.root.glob(f"*/*/{CURRENT}")}
+        if self.remote is not None:
+            slots |= {tuple(key.split("/")[:2]) for key in self.remote.keys(f"/{CURRENT}")}
+        found = [self.current(asset, None if partition == "_" else partition) for asset, partition in sorted(slots)]
+        refs = [ref for ref in found if ref is not None]
         return sorted(refs, key=lambda ref: ref.manifest.created)
 
     def verify(self) -> Iterator[VerifyRow]:

@@ -25,6 +25,7 @@ class GgufFile:
 
         for tensor in self.reader.tensors:
             values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+            values = values if values.flags.writeable else values.copy()  # not a view of the read-only file
             yield tensor.name, tensor.tensor_type.name, values.reshape(tuple(int(n) for n in reversed(tensor.shape)))
 
 

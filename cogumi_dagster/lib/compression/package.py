@@ -37,8 +37,12 @@ def pack(
 
     The dictionary is shared by all frames of a package; each frame is one chunk of 1 MiB, so that
     the memory of unpacking is bounded.
-    """
 
+    Raises:
+        CogumiError: the file is empty.
+    """
+    if source.stat().st_size == 0:
+        raise CogumiError(f"{source} is empty: there is nothing to pack", "write it again")
     out.mkdir(parents=True, exist_ok=True)
     dictionary = _train_dictionary(source, dictionary_kb * 1024)
     (out / "dictionary.zstd").write_bytes(dictionary.as_bytes())
@@ -124,6 +128,8 @@ def _train_dictionary(source: Path, size: int) -> Any:
             read.seek(index * max(1, total - piece) // count)
             samples.append(read.read(piece))
     try:
+        if total < piece:  # zstd's trainer ends the process (a segmentation fault) on samples of a byte
+            raise zstandard.ZstdError("too little to train on")
         return zstandard.train_dictionary(min(size, max(1024, total // 10)), samples)
     except zstandard.ZstdError:  # too little or too random data: raw content serves as a dictionary
         return zstandard.ZstdCompressionDict(b"".join(samples)[:size], dict_type=zstandard.DICT_TYPE_RAWCONTENT)

@@ -15,7 +15,7 @@ BLOCK = {
     "Q4_K": (256, 144), "Q3_K": (256, 110), "Q2_K": (256, 84),
 }  # fmt: skip
 
-FALLBACK = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
+FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 """What llama.cpp stores instead where a row is not a multiple of 256."""
 
 DEFAULT = {"Q5_K_M": "Q5_K", "Q4_K_M": "Q4_K", "Q3_K_M": "Q3_K"}

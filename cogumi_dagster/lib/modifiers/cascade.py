@@ -160,17 +160,21 @@ class _Cascade:
                 return
             if not self.asker.why_not(teacher.name):
                 self.reached.setdefault(teacher.tier, set()).update(task.id for task in todo)
-            for task, outcome in zip(todo, self._outcomes(teacher, todo, samples, sample), strict=True):
+            for task, outcome in zip(todo, self._outcomes(teacher, todo, samples, sample, progress), strict=True):
                 self._take(teacher, task, outcome, sample)
             progress(len(self.rows), len(self.tasks), f"{teacher.name}, sample {sample + 1} of {samples}")
 
-    def _outcomes(self, teacher: Teacher, todo: list[Task], samples: int, sample: int) -> list[Outcome]:
+    def _outcomes(
+        self, teacher: Teacher, todo: list[Task], samples: int, sample: int, progress: Progress
+    ) -> list[Outcome]:
         if teacher.provider == "solver":
             return [Outcome(answer, failure="" if answer else "no solution") for answer in map(solve, todo)]
         requests = [Request(chat_messages(teacher, task.prompt), task.id, task.domain) for task in todo]
         # The base failed these tasks greedily, so tier 1 samples even when it may try only once.
         heat = SAMPLE_TEMPERATURE if teacher.tier == 1 else None
-        return self.asker.ask_many(teacher.name, requests, max_tokens=self.max_tokens, temperature=heat, sample=sample)
+        return self.asker.ask_many(
+            teacher.name, requests, max_tokens=self.max_tokens, temperature=heat, sample=sample, progress=progress
+        )
 
     def _take(self, teacher: Teacher, task: Task, outcome: Outcome, sample: int) -> None:
         if outcome.answer is None:

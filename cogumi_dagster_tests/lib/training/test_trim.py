@@ -14,14 +14,19 @@ from cogumi_dagster.lib.training.trim import ROW_MULTIPLE, TrimReport, trim_voca
 
 
 @pytest.fixture(scope="module")
-def trimmed(student: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrimReport]:
+def trimmed(full_student: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrimReport]:
     folder = tmp_path_factory.mktemp("trimmed") / "checkpoint"
-    return folder, trim_vocabulary(student, pairs, pairs[:6], folder)
+    return folder, trim_vocabulary(full_student, pairs, pairs[:6], folder)
 
 
 @pytest.fixture(scope="module")
 def tokenizer(trimmed: tuple[Path, TrimReport]) -> Any:
     return load_checkpoint(trimmed[0])[1]
+
+
+@pytest.fixture(scope="module")
+def untrimmed(full_student: Path) -> Any:
+    return load_checkpoint(full_student)[1]
 
 
 def test_the_corpus_keeps_its_tokens_renumbered(trimmed: tuple[Path, TrimReport], pairs: list[Pair]) -> None:
@@ -33,7 +38,7 @@ def test_the_corpus_keeps_its_tokens_renumbered(trimmed: tuple[Path, TrimReport]
     assert report.bytes_saved == 2 * 64 * (report.vocabulary_before - report.vocabulary_after)
 
 
-@pytest.mark.parametrize("kind", ["student", "untied_student"])
+@pytest.mark.parametrize("kind", ["full_student", "full_untied_student"])
 def test_the_logits_of_kept_tokens_are_the_old_ones(
     kind: str, pairs: list[Pair], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
@@ -55,11 +60,15 @@ def test_the_logits_of_kept_tokens_are_the_old_ones(
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text())
-def test_any_text_can_still_be_written(tokenizer: Any, text: str) -> None:
+def test_any_text_can_still_be_written(tokenizer: Any, untrimmed: Any, text: str) -> None:
     text = text.encode(errors="ignore").decode()
     ids = tokenizer.encode(text, add_special_tokens=False)
     assert all(0 <= token < len(tokenizer) for token in ids)
-    assert tokenizer.decode(ids) == text
+    # SmolLM2 itself lacks 21 of the 256 bytes (some control characters, and those above U+3FFFF)
+    written = untrimmed.decode(untrimmed.encode(text, add_special_tokens=False))
+    assert tokenizer.decode(ids) == written
+    if max(text, default="") < "\U00040000" and text.isprintable():
+        assert written == text
 
 
 def test_special_tokens_and_template_are_kept(student: Path, trimmed: tuple[Path, TrimReport], tokenizer: Any) -> None:

@@ -1,0 +1,344 @@
+"""What a run would make and why; running it; settling what a crash left."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from cogumi_dagster.definitions import defs
+from cogumi_dagster.defs import pipeline
+from cogumi_dagster.defs.artifact import CODE_KEY, CONFIG_KEY, config_of, teacher_versions
+from cogumi_dagster.defs.pipeline import PROCESS_TAG, Node, plan, process_mark, reconcile, run_nodes
+from cogumi_dagster.lib.artifacts import ArtifactStore
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS
+from resources import build_resources
+from resources.settings import ProfileResource
+
+GRAPH = defs.resolve_asset_graph()
+CHAIN = ("source_examples", "teacher_responses", "quality_scores", "curated_examples")
+TAUGHT = CHAIN[:3]
+INDEPENDENT = ("student_model", "escalation_detector")
+Slot = tuple[str, str | None]
+
+
+def keys(asset: str) -> list[str | None]:
+    definition = GRAPH.get(dg.AssetKey(asset)).partitions_def
+    return list(definition.get_partition_keys()) if definition else [None]
+
+
+def parents(asset: str, partition: str | None) -> set[Slot]:
+    """Dagster's own account of a node's inputs."""
+    mapped = GRAPH.get_parents_partitions(dg.AssetKey(asset), partition).parent_partitions
+    return {(p.asset_key.to_user_string(), p.partition_key) for p in mapped if p.asset_key.path != ["teacher_data"]}
+
+
+def label(slot: Slot) -> str:
+    return f"{slot[0]}[{slot[1]}]" if slot[1] else slot[0]
+
+
+class Store:
+    """A profile's store, and fake artifacts in it."""
+
+    def __init__(self, profile: Path) -> None:
+        resources = build_resources(str(profile))
+        self.settings: ProfileResource = resources["settings"]
+        self.store: ArtifactStore = resources["store"].open()
+
+    def plan(self, *select: str, partition: str | None = None) -> list[Node]:
+        return plan(self.settings, self.store, select, partition)
+
+    def due(self, *select: str, partition: str | None = None) -> set[Slot]:
+        return {(n.asset, n.partition) for n in self.plan(*select, partition=partition) if n.reason}
+
+    def make(self, asset: str, partition: str | None, text: str = "made") -> None:
+        """An artifact with the record that ``@artifact`` would write."""
+        metadata = GRAPH.get(dg.AssetKey(asset)).metadata
+        inputs = {label(slot): self.store.get(*slot).version for slot in parents(asset, partition)}
+        if asset in TAUGHT:
+            inputs |= teacher_versions(self.settings, [str(partition)])
+        config = config_of(self.settings.profile, metadata[CONFIG_KEY].value)
+        code = str(metadata[CODE_KEY])
+        with self.store.write(asset, partition, code_version=code, config=config, inputs=inputs) as draft:
+            (draft.path / "rows.jsonl").write_text(f"{asset} {partition} {text}")
+
+    def make_all(self) -> None:
+        for node in self.plan():
+            self.make(node.asset, node.partition)
+
+
+@pytest.fixture
+def empty(profile: Path) -> Store:
+    return Store(profile)
+
+
+@pytest.fixture
+def full(profile: Path) -> Store:
+    made = Store(profile)
+    made.make_all()
+    return made
+
+
+ALL = {(key.to_user_string(), p) for key in GRAPH.materializable_asset_keys for p in keys(key.to_user_string())}
+
+
+def downstream(*start: Slot) -> set[Slot]:
+    """These and all that is made from them."""
+    found = set(start)
+    while more := {slot for slot in ALL - found if parents(*slot) & found}:
+        found |= more
+    return found
+
+
+def chain(domain: str) -> set[Slot]:
+    return {(asset, domain) for asset in CHAIN}
+
+
+def test_an_empty_store_lacks_everything(empty: Store) -> None:
+    nodes = empty.plan()
+    assert {(node.asset, node.partition) for node in nodes} == ALL
+    assert {node.reason for node in nodes} == {"not made yet"}
+    assert len(nodes) == len(ALL)
+
+
+def test_the_order_is_one_of_making(empty: Store) -> None:
+    seen: set[Slot] = set()
+    for node in empty.plan():
+        assert parents(node.asset, node.partition) <= seen, node.label
+        seen.add((node.asset, node.partition))
+
+
+def test_the_plan_knows_the_inputs_that_dagster_knows() -> None:
+    specs = pipeline._specs()
+    for asset, partition in ALL:
+        assert set(pipeline._parents(specs, asset, partition)) == parents(asset, partition)
+
+
+def test_a_full_store_lacks_nothing(full: Store) -> None:
+    assert full.due() == set()
+    assert all(node.seconds > 0 for node in full.plan())
+
+
+def test_a_change_of_one_domain_reaches_its_chain_and_all_that_is_downstream(full: Store) -> None:
+    path = full.settings.sources / "math.yaml"
+    path.write_text(path.read_text() + "# one more line\n")
+    others = {slot for domain in DOMAINS if domain != "math" for slot in chain(domain)}
+    assert full.due() == ALL - others - {(asset, None) for asset in INDEPENDENT}
+    reasons = {node.label: node.reason for node in full.plan()}
+    assert reasons["source_examples[math]"] == "teacher_data[math] has changed"
+    assert reasons["curated_examples[math]"] == "after quality_scores"
+    assert reasons["serving_bundle"] == "after gguf_model and 5 more"
+
+
+def test_a_change_of_config_reaches_what_names_it(full: Store, edit_profile: Callable[..., None]) -> None:
+    edit_profile(compression__zstd_level=3)
+    reasons = {(n.asset, n.partition): n.reason for n in full.plan() if n.reason}
+    changed = {slot for slot, reason in reasons.items() if reason == "its configuration has changed"}
+    assert changed == {("packaged_base", None), ("compression_frontier", None),
+                       *(("packaged_modifier", name) for name in MODIFIERS)}  # fmt: skip
+    assert set(reasons) == downstream(*changed)
+
+
+def test_a_change_of_code_says_so(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = pipeline._specs()
+    newer = specs["gguf_model"].replace_attributes(metadata={**specs["gguf_model"].metadata, CODE_KEY: "99"})
+    monkeypatch.setattr(pipeline, "_specs", lambda: {**specs, "gguf_model": newer})
+    reasons = {node.label: node.reason for node in full.plan() if node.reason}
+    assert reasons["gguf_model"] == "its code has changed"
+    assert "awq_checkpoint" not in reasons
+
+
+def test_an_input_made_by_itself_is_a_change(full: Store) -> None:
+    full.make("student_model", None, "other weights")
+    reasons = {node.label: node.reason for node in full.plan() if node.reason}
+    assert reasons["curated_examples[code]"] == "student_model has changed"
+    assert "student_model" not in reasons
+
+
+def test_what_failed_a_blocking_check_is_due_until_it_passes(full: Store) -> None:
+    ref = full.store.get("gguf_model")
+    failed = {"check": "export_equals_parent", "passed": False, "blocking": True}
+    full.store.annotate(ref, checks=[{"check": "other", "passed": False, "blocking": False}])
+    assert full.due() == set()
+    full.store.annotate(ref, checks=[failed])
+    reasons = {node.label: node.reason for node in full.plan() if node.reason}
+    assert reasons["gguf_model"] == "its check export_equals_parent failed"
+    assert reasons["packaged_base"] == "after gguf_model"
+    full.store.annotate(ref, checks=[{**failed, "passed": True}])
+    assert full.due() == set()
+
+
+def test_lost_files_are_due(full: Store) -> None:
+    (full.store.get("router_model").path / "rows.jsonl").unlink()
+    assert {node.label: node.reason for node in full.plan() if node.reason}["router_model"] == "not made yet"
+
+
+# select and partition
+
+
+def test_select_means_these_assets_in_all_their_partitions(empty: Store) -> None:
+    assert empty.due("source_examples", "student_model") == {
+        *(("source_examples", domain) for domain in DOMAINS), ("student_model", None),
+    }  # fmt: skip
+
+
+def test_select_and_partition_mean_that_partition_of_these_assets(empty: Store) -> None:
+    assert empty.due("source_examples", "curated_examples", partition="math") == {
+        ("source_examples", "math"), ("curated_examples", "math"),
+    }  # fmt: skip
+    assert empty.due("source_examples", "student_model", partition="math") == {
+        ("source_examples", "math"), ("student_model", None),
+    }  # fmt: skip
+
+
+def test_partition_alone_means_every_asset_that_has_it(empty: Store) -> None:
+    assert empty.due(partition="math") == chain("math")
+    assert empty.due(partition="automation") == {slot for slot in ALL if slot[1] == "automation"}
+    assert empty.due(partition="code") == {slot for slot in ALL if slot[1] == "code"}  # a domain and a modifier
+
+
+def test_the_plan_lists_what_was_not_asked_for_without_a_reason(empty: Store) -> None:
+    nodes = empty.plan("source_examples", partition="math")
+    assert {(node.asset, node.partition) for node in nodes} == ALL
+    assert [node.label for node in nodes if node.reason] == ["source_examples[math]"]
+
+
+def test_what_is_up_to_date_is_not_made_because_it_was_asked_for(full: Store) -> None:
+    assert full.due("gguf_model") == set()
+
+
+@pytest.mark.parametrize(
+    ("select", "partition", "problem", "mend"),
+    [
+        (["gguf_modell"], None, "there is no asset 'gguf_modell'", "did you mean 'gguf_model'?"),
+        (["source_examples"], "maths", "there is no partition 'maths' of source_examples", "did you mean 'math'?"),
+        ([], "strategyy", "there is no partition 'strategyy' of any asset", "known: automation, code, "),
+        (["student_model"], "math", "there is no partition 'math' of student_model", "known: none"),
+        (["teacher_data"], None, "there is no asset 'teacher_data'", "did you mean 'teacher_"),
+    ],
+)
+def test_unknown_names_bring_the_nearest(
+    empty: Store, select: list[str], partition: str | None, problem: str, mend: str
+) -> None:
+    with pytest.raises(CogumiError) as caught:
+        empty.plan(*select, partition=partition)
+    assert caught.value.problem == problem
+    assert caught.value.mend.startswith(mend)
+
+
+# running
+
+
+@pytest.fixture
+def instance(tmp_path: Path) -> Iterator[dg.DagsterInstance]:
+    (tmp_path / "dagster").mkdir()
+    with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as made:
+        yield made
+
+
+def code_location(profile: Path) -> dg.Definitions:
+    from cogumi_dagster.defs.graph import ASSETS
+
+    return dg.Definitions(assets=ASSETS, resources=build_resources(str(profile)))
+
+
+def test_a_failure_is_named_and_what_depends_on_it_skipped(
+    profile: Path, empty: Store, instance: dg.DagsterInstance
+) -> None:
+    source = empty.settings.sources / "math.yaml"
+    nodes = [node for node in empty.plan() if node.asset in (*CHAIN[:2], "distillation_dataset")]
+    nodes = [node for node in nodes if node.partition in ("math", "code", None)]
+    source.write_text("families: [no_such_family]\n")
+    results = {result.node.label: result for result in run_nodes(code_location(profile), instance, nodes)}
+    assert results["source_examples[math]"].verdict == "failed"
+    assert "no_such_family" in results["source_examples[math]"].error
+    assert results["teacher_responses[math]"].verdict == "skipped"
+    assert results["source_examples[code]"].verdict == "made"
+    assert results["teacher_responses[code]"].verdict == "made"
+    assert empty.store.current("teacher_responses", "code") is not None
+
+
+def test_what_is_made_is_known_to_be_unchanged_when_it_is_made_again(
+    profile: Path, empty: Store, instance: dg.DagsterInstance
+) -> None:
+    nodes = [node for node in empty.plan("source_examples", partition="math") if node.reason]
+    watched: list[str] = []
+    (made,) = run_nodes(code_location(profile), instance, nodes, watch=lambda n, at, of: watched.append(f"{at}/{of}"))
+    (again,) = run_nodes(code_location(profile), instance, nodes)
+    assert (made.verdict, again.verdict) == ("made", "unchanged")
+    assert watched == ["1/1"]
+    assert empty.due("source_examples", partition="math") == set()
+    (first, *_) = instance.get_runs()
+    assert first.tags[PROCESS_TAG] == process_mark(os.getpid())
+    assert first.tags["dagster/partition"] == "math"
+
+
+# after a crash
+
+
+def dead_mark() -> str:
+    """The mark of a process that was."""
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    mark = process_mark(process.pid)
+    process.kill()
+    process.wait()
+    assert mark and process_mark(process.pid) is None
+    assert process.stdin
+    process.stdin.close()
+    return mark
+
+
+def started_run(instance: dg.DagsterInstance, mark: str | None) -> str:
+    tags = {} if mark is None else {PROCESS_TAG: mark}
+    run = dg.DagsterRun(job_name="__ASSET_JOB", tags=tags, status=dg.DagsterRunStatus.STARTED)
+    instance.add_run(run)
+    return run.run_id
+
+
+def status(instance: dg.DagsterInstance, run_id: str) -> str:
+    run = instance.get_run_by_id(run_id)
+    assert run
+    return run.status.value
+
+
+def test_a_run_of_a_dead_process_is_failed_and_its_slot_freed(instance: dg.DagsterInstance) -> None:
+    instance.event_log_storage.set_concurrency_slots("gpu", 1)
+    dead, alive = started_run(instance, dead_mark()), started_run(instance, process_mark(os.getpid()))
+    claim = instance.event_log_storage.claim_concurrency_slot("gpu", dead, "step")
+    assert claim.is_claimed
+    assert reconcile(instance) == [dead]
+    assert (status(instance, dead), status(instance, alive)) == ("FAILURE", "STARTED")
+    assert instance.event_log_storage.claim_concurrency_slot("gpu", alive, "step").is_claimed
+    assert reconcile(instance) == [], "once is enough"
+
+
+def test_a_process_id_that_was_given_again_is_another_process(instance: dg.DagsterInstance) -> None:
+    run = started_run(instance, f"{os.getpid()}-1")  # ours, but started with the machine
+    assert reconcile(instance) == [run]
+
+
+def test_a_run_of_the_daemon_is_the_daemons_while_it_lives(
+    instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = started_run(instance, None)
+    beats = [time.time()]
+    monkeypatch.setattr(type(instance), "get_daemon_heartbeats", lambda self: {"SENSOR": _Beat(beats[0])})
+    assert reconcile(instance) == []
+    beats[0] -= 120
+    assert reconcile(instance) == [run]
+
+
+class _Beat:
+    def __init__(self, timestamp: float) -> None:
+        self.timestamp = timestamp
+
+
+def test_a_finished_run_is_left_alone(instance: dg.DagsterInstance) -> None:
+    run = dg.DagsterRun(job_name="__ASSET_JOB", tags={PROCESS_TAG: dead_mark()}, status=dg.DagsterRunStatus.SUCCESS)
+    instance.add_run(run)
+    assert reconcile(instance) == []

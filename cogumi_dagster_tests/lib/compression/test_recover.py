@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from cogumi_dagster.lib.compression import recover as module
+from cogumi_dagster.lib.compression.prune import prune
+from cogumi_dagster.lib.compression.recover import RecoveryReport, recover
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.profile import PruningConfig, RecoveryConfig
+from cogumi_dagster.lib.training.batches import Pair
+from cogumi_dagster.lib.training.student import load_checkpoint
+
+HALF = PruningConfig(method="magnitude", sparsity_attention=0.5, sparsity_feed_forward=0.5)
+STEPS = RecoveryConfig(steps=8, learning_rate=2e-3, batch_tokens=512, hardest_share=0.5)
+
+
+@pytest.fixture(scope="module")
+def pruned(student: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pruned") / "checkpoint"
+    prune(student, [], pairs[:2], folder, HALF)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recovered(
+    student: Path, pruned: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, RecoveryReport]:
+    folder = tmp_path_factory.mktemp("recovered") / "checkpoint"
+    return folder, recover(pruned, student, pairs, pairs[:8], folder, STEPS)
+
+
+def test_what_was_zero_stays_zero_in_the_saved_file(pruned: Path, recovered: tuple[Path, RecoveryReport]) -> None:
+    folder, report = recovered
+    before, after = (load_checkpoint(path)[0].state_dict() for path in (pruned, folder))
+    assert report.mask_intact
+    zeros = changed = 0
+    for name, weights in before.items():
+        if "_proj" in name:
+            assert (after[name][weights == 0] == 0).all(), name
+            zeros += int((weights == 0).sum())
+            changed += int((after[name] != weights).sum())
+        else:
+            assert (after[name] == weights).all(), f"{name} is not a pruned layer"
+    assert report.zeros == zeros > 0
+    assert changed > 0
+
+
+def test_training_recovers_some_of_what_pruning_lost(recovered: tuple[Path, RecoveryReport]) -> None:
+    report = recovered[1]
+    assert report.steps == len(report.curve) == 8
+    assert report.perplexity_recovered < report.perplexity_pruned
+    assert report.loss_last < report.loss_first
+
+
+def test_the_hardest_examples_are_chosen(pruned: Path, pairs: list[Pair]) -> None:
+    import torch
+
+    from cogumi_dagster.lib.training.batches import answer_loss, collate, encode_pairs
+
+    model, tokenizer = load_checkpoint(pruned, "float32")
+    encoded, _ = encode_pairs(tokenizer, pairs, 512)
+    groups = module._hardest(model, encoded, STEPS, tokenizer.pad_token_id)
+    chosen = {item.index for group in groups for item in group}
+    with torch.no_grad():
+        loss = {item.index: float(answer_loss(model, collate([item], 0))) for item in encoded}
+    assert len(chosen) == len(pairs) // 2
+    assert min(loss[i] for i in chosen) >= max(loss[i] for i in set(loss) - chosen) - 1e-4
+    assert all(sum(len(item.ids) for item in group) <= STEPS.batch_tokens for group in groups)
+
+
+def test_a_loss_that_is_not_finite_stops(
+    student: Path, pruned: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._loss
+    monkeypatch.setattr(module, "_loss", lambda *arguments: real(*arguments) * float("nan"))
+    with pytest.raises(CogumiError, match="the recovery loss is nan at step 1"):
+        recover(pruned, student, pairs, pairs[:2], tmp_path / "out", STEPS)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,169 @@
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from cogumi_dagster.lib.compression.gguf_export import export_lora
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.inference.base import Message
+from cogumi_dagster.lib.inference.llama import LlamaEngine
+from cogumi_dagster.lib.training.batches import prompt_ids
+from cogumi_dagster.lib.training.student import load_checkpoint
+
+PROMPTS = ("What is 3 plus 3?", "What is the river?", "Again the green window")
+NAMES = (None, "one", "two")
+
+
+def ask(text: str) -> list[Message]:
+    return [{"role": "user", "content": text}]
+
+
+@pytest.fixture(scope="module")
+def adapters(
+    student: Path, adapter: Path, opposite_adapter: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("loras")
+    export_lora(adapter, folder / "one.gguf", base=student, contract={})
+    export_lora(opposite_adapter, folder / "two.gguf", base=student, contract={})
+    return {"one": folder / "one.gguf", "two": folder / "two.gguf"}
+
+
+@pytest.fixture(scope="module")
+def engine(f16_gguf: Path, adapters: dict[str, Path]) -> Iterator[LlamaEngine]:
+    running = LlamaEngine(f16_gguf, adapters, slots=2, context=256)
+    yield running
+    running.close()
+
+
+@pytest.fixture(scope="module")
+def separate(f16_gguf: Path, adapters: dict[str, Path]) -> dict[tuple[str | None, str], tuple[float, ...]]:
+    """What each (adapter, prompt) answers on an engine of its own that never had another adapter."""
+    answers = {}
+    for name in NAMES:
+        alone = LlamaEngine(f16_gguf, {name: adapters[name]} if name else None, slots=1, context=256)
+        for prompt in PROMPTS:
+            answers[name, prompt] = alone.chat(ask(prompt), adapter=name, max_tokens=8).logprobs
+        alone.close()
+    return answers
+
+
+def test_base_and_adapters_differ(separate: dict[tuple[str | None, str], tuple[float, ...]]) -> None:
+    for prompt in PROMPTS:
+        assert len({separate[name, prompt] for name in NAMES}) == 3
+
+
+def test_interleaved_adapters_do_not_contaminate_each_other(
+    engine: LlamaEngine, separate: dict[tuple[str | None, str], tuple[float, ...]]
+) -> None:
+    for prompt in (*PROMPTS, *PROMPTS[::-1]):  # the same prompt under each adapter in turn, then once more
+        for name in NAMES:
+            answer = engine.chat(ask(prompt), adapter=name, max_tokens=8)
+            assert answer.logprobs == pytest.approx(separate[name, prompt], abs=1e-3)
+            assert answer.adapter == name
+
+
+def test_concurrent_adapters_do_not_contaminate_each_other(
+    engine: LlamaEngine, separate: dict[tuple[str | None, str], tuple[float, ...]]
+) -> None:
+    jobs = [(name, prompt) for prompt in PROMPTS for name in NAMES]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda job: engine.chat(ask(job[1]), adapter=job[0], max_tokens=8), jobs))
+    for job, answer in zip(jobs, answers, strict=True):
+        assert answer.logprobs[:1] == pytest.approx(separate[job][:1], abs=1e-2)
+
+
+def test_the_counts_are_those_of_the_tokenizer(engine: LlamaEngine, student: Path) -> None:
+    _, tokenizer = load_checkpoint(student)
+    answer = engine.chat(ask(PROMPTS[0]), max_tokens=5)
+    assert answer.prompt_tokens == len(prompt_ids(tokenizer, PROMPTS[0]))
+    assert len(answer.logprobs) == answer.completion_tokens <= 5
+    assert answer.finish_reason == ("length" if answer.completion_tokens == 5 else "stop")
+    assert all(value <= 0 for value in answer.logprobs)
+
+
+def test_the_log_probability_is_that_of_transformers(engine: LlamaEngine, student: Path) -> None:
+    import torch
+
+    model, tokenizer = load_checkpoint(student, "float32")
+    with torch.no_grad():
+        logits = model(torch.tensor([prompt_ids(tokenizer, PROMPTS[0])])).logits[0, -1]
+    assert engine.chat(ask(PROMPTS[0]), max_tokens=1).logprobs[0] == pytest.approx(
+        float(torch.log_softmax(logits, -1).max()), abs=1e-2
+    )
+
+
+def test_a_stream_is_the_answer_in_pieces(engine: LlamaEngine) -> None:
+    whole = engine.chat(ask(PROMPTS[1]), adapter="one", max_tokens=8)
+    *pieces, last = engine.stream(ask(PROMPTS[1]), adapter="one", max_tokens=8)
+    assert last.completion is not None
+    assert "".join(piece.text for piece in pieces) == last.completion.text == whole.text
+    assert last.completion.logprobs == pytest.approx(whole.logprobs, abs=1e-3)
+
+
+def test_closing_a_stream_frees_its_slot(f16_gguf: Path) -> None:
+    engine = LlamaEngine(f16_gguf, slots=1, context=4096)
+    stream = engine.stream(ask(PROMPTS[0]), max_tokens=4000)
+    next(stream)
+    stream.close()
+    # the only slot answers again, and long before 4,000 tokens would be done
+    assert engine.chat(ask(PROMPTS[0]), max_tokens=2).completion_tokens <= 2
+    engine.close()
+
+
+def test_many_are_answered_in_order_with_their_own_limits(engine: LlamaEngine) -> None:
+    seen: list[int] = []
+    answers = engine.chat_many(
+        [ask(prompt) for prompt in PROMPTS], max_tokens=[1, 2, 3], progress=lambda done, total, note: seen.append(done)
+    )
+    assert [answer.completion_tokens for answer in answers] == [1, 2, 3]
+    assert seen == [1, 2, 3]
+    for prompt, answer in zip(PROMPTS, answers, strict=True):
+        assert answer.logprobs[0] == pytest.approx(engine.chat(ask(prompt), max_tokens=1).logprobs[0], abs=1e-2)
+
+
+def test_raw_text_is_continued_without_the_template(engine: LlamaEngine, student: Path) -> None:
+    _, tokenizer = load_checkpoint(student)
+    answer = engine.complete(PROMPTS[0], max_tokens=3)
+    assert answer.prompt_tokens == len(tokenizer.encode(PROMPTS[0], add_special_tokens=False))
+    assert len(answer.logprobs) == answer.completion_tokens == 3
+
+
+def test_the_seed_decides_a_sampled_answer(engine: LlamaEngine) -> None:
+    texts = [
+        engine.chat(ask(PROMPTS[0]), max_tokens=12, temperature=2.0, seed=seed).text for seed in (1, 1, 2, 3)
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) > 1
+
+
+def test_a_prompt_longer_than_the_context_is_an_error(engine: LlamaEngine) -> None:
+    with pytest.raises(CogumiError, match="context") as caught:
+        engine.chat(ask("river " * 2000), max_tokens=2)
+    assert "shorten the conversation" in caught.value.mend
+    with pytest.raises(CogumiError, match="context"):
+        list(engine.stream(ask("river " * 2000), max_tokens=2))
+    assert engine.chat(ask(PROMPTS[0]), max_tokens=1).completion_tokens == 1, "the engine still answers"
+
+
+def test_an_unknown_adapter_names_the_nearest(engine: LlamaEngine) -> None:
+    with pytest.raises(CogumiError, match="no adapter 'ones' is loaded") as caught:
+        engine.chat(ask("x"), adapter="ones")
+    assert caught.value.mend == "did you mean 'one'?"
+
+
+def test_what_cannot_be_loaded_is_an_error(tmp_path: Path, f16_gguf: Path) -> None:
+    with pytest.raises(CogumiError, match="there is no model file"):
+        LlamaEngine(tmp_path / "none.gguf")
+    with pytest.raises(CogumiError, match="there is no model file"):
+        LlamaEngine(f16_gguf, {"one": tmp_path / "none.gguf"})
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF nothing")
+    with pytest.raises(CogumiError, match="could not load"):
+        LlamaEngine(tmp_path / "bad.gguf")
+
+
+def test_a_closed_engine_says_so(f16_gguf: Path) -> None:
+    engine = LlamaEngine(f16_gguf, slots=1, context=64)
+    engine.close()
+    with pytest.raises(CogumiError, match="has been closed"):
+        engine.chat(ask("x"))

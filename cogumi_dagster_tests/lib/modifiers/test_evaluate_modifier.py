@@ -1,0 +1,80 @@
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.inference.base import Completion
+from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.modifiers.evaluate import compare, evaluate_modifier
+from cogumi_dagster.lib.modifiers.failures import modifier_tasks
+from cogumi_dagster.lib.tasks.base import Task, Verdict
+
+
+def answers(passed: Sequence[bool | None]) -> list[Answered]:
+    return [
+        Answered(Task("math", f"family{n % 2}", "easy", f"task {n}"), Completion("x", "stop", 1, 1), Verdict(p, ""))
+        for n, p in enumerate(passed)
+    ]
+
+
+def pattern(both: int, repaired: int, broken: int, neither: int) -> tuple[list[Answered], list[Answered]]:
+    base = [True] * both + [False] * repaired + [True] * broken + [False] * neither
+    modified = [True] * both + [True] * repaired + [False] * broken + [False] * neither
+    return answers(base), answers(modified)
+
+
+@pytest.mark.parametrize(
+    ("table", "improves", "regresses"),
+    [
+        ((10, 0, 0, 10), False, False),  # the same answers
+        ((10, 5, 0, 5), False, False),  # p = 0.0625
+        ((10, 6, 0, 4), True, False),  # p = 0.03125
+        ((0, 20, 5, 5), True, False),
+        ((10, 0, 6, 4), False, True),
+        ((10, 12, 11, 4), False, False),
+    ],
+)
+def test_the_gate_opens_only_for_more_repairs_than_chance(
+    table: tuple[int, int, int, int], improves: bool, regresses: bool
+) -> None:
+    report = compare(*pattern(*table), split="test")
+    assert (report.improves, report.regresses) == (improves, regresses)
+    assert report.gate_passed == improves
+
+
+def test_the_figures_are_those_of_the_two_by_two_table() -> None:
+    report = compare(*pattern(both=4, repaired=3, broken=2, neither=1), split="test")
+    assert (report.base.successes, report.base.count) == (6, 10)
+    assert (report.modified.successes, report.modified.count) == (7, 10)
+    assert (report.repaired.successes, report.repaired.count) == (3, 4)
+    assert (report.kept.successes, report.kept.count) == (4, 6)
+    assert report.net_gain == pytest.approx(0.1)
+    assert report.p_value == pytest.approx(1.0)
+    assert [row.family for row in report.families] == ["family0", "family1"]
+    assert sum(row.tasks for row in report.families) == 10
+
+
+def test_what_was_not_run_counts_on_neither_side() -> None:
+    report = compare(answers([True, None, False, True]), answers([True, True, None, False]), split="test")
+    assert (report.tasks, report.not_run) == (2, 2)
+    assert (report.base.successes, report.modified.successes) == (2, 1)
+
+
+def test_both_answer_the_same_held_out_tasks(
+    scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    tasks = modifier_tasks("automation", 10, 5 + 1, "test")
+    known = solutions(tasks)
+    engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter else "no idea", ("automation",))
+    seen: list[tuple[int, int]] = []
+    report = evaluate_modifier(
+        engine, "automation", tmp_path, count=10, seed=5, progress=lambda done, total, note: seen.append((done, total))
+    )
+    assert report.split == "test" and report.tasks == 10
+    assert report.gate_passed and report.repaired.value == 1.0
+    assert engine.asked == [(a, task.prompt) for a in (None, "automation") for task in tasks]
+    assert seen[-1] == (20, 20)
+    rows = read_jsonl(tmp_path / "answers.jsonl")
+    assert len(rows) == 10 and all(row["modified"]["passed"] and not row["base"]["passed"] for row in rows)

@@ -1,0 +1,90 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from cogumi_dagster.lib.compression.gguf_read import open_gguf
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.jsonl import write_jsonl
+from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, export_adapter, package_modifier
+from cogumi_dagster.lib.modifiers.train import modifier_pairs, task_pairs, train_on_served_weights
+from cogumi_dagster.lib.profile import LoraConfig
+from cogumi_dagster.lib.training.batches import Pair
+
+ROW = {"task": {"prompt": "p", "family": "f"}, "response": "r"}
+
+
+def test_the_modifier_trains_on_the_dequantized_gguf(
+    student: Path, quantized_gguf: Path, pairs: list[Pair], lora_config: LoraConfig, tmp_path: Path
+) -> None:
+    report = train_on_served_weights(
+        quantized_gguf, student, pairs, tmp_path / "out", lora_config, scratch=tmp_path / "s", device="cpu", seed=0
+    )
+    assert report.validation_examples == 2 and report.examples == 22
+    assert (tmp_path / "s" / "served" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_lessons_come_with_a_share_of_replay() -> None:
+    lessons = [ROW] * 17
+    successes = [{"task": {"prompt": f"s{n}", "family": "f"}, "response": "r"} for n in range(10)]
+    mixed = modifier_pairs(lessons, successes, 0.15, seed=0)
+    assert len(mixed) == 20 and sum(pair.group == "replay" for pair in mixed) == 3
+    assert mixed == modifier_pairs(lessons, successes, 0.15, seed=0)
+    assert len({pair.instruction for pair in mixed if pair.group == "replay"}) == 3
+    assert len(modifier_pairs(lessons, successes[:1], 0.5, seed=0)) == 18
+    assert len(modifier_pairs(lessons, successes, 0.0, seed=0)) == 17
+
+
+def test_tasks_become_pairs_of_prompt_and_solution(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "t.jsonl", [{"prompt": "p", "solution": "s", "family": "f"}])
+    assert task_pairs(tmp_path / "t.jsonl") == [Pair("p", "s", "f")]
+
+
+def test_a_packaged_modifier_is_the_trained_one_with_its_contract(
+    student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    report = package_modifier(
+        adapter, f16_gguf, student, pairs[:6], tmp_path / "out", prune_share=0.0, level=3, dictionary_kb=4
+    )
+    assert report.parity.mean_kl <= 1e-4
+    assert report.pruned_share == 0.0
+    assert report.adapter_bytes == (tmp_path / "out" / ADAPTER_FILE).stat().st_size
+    assert report.package.bit_identical
+    assert json.loads((tmp_path / "out" / "contract.json").read_text()) == report.contract
+    metadata = open_gguf(tmp_path / "out" / ADAPTER_FILE).metadata
+    assert {key: metadata[f"cogumi.{key}"] for key in report.contract} == report.contract
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_pruning_the_adapter_zeroes_the_smallest_and_shows_in_the_parity(
+    student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    original = (adapter / "adapter_model.safetensors").read_bytes()
+    report = package_modifier(
+        adapter, f16_gguf, student, pairs[:6], tmp_path / "out", prune_share=0.5, level=3, dictionary_kb=4
+    )
+    assert report.pruned_share == pytest.approx(0.5, abs=0.01)
+    assert report.parity.mean_kl > 1e-4
+    assert (adapter / "adapter_model.safetensors").read_bytes() == original
+    values = [tensor for name, _, tensor in open_gguf(tmp_path / "out" / ADAPTER_FILE).tensors()]
+    assert sum((v == 0).sum() for v in values) / sum(v.size for v in values) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_share_that_leaves_nothing_is_refused(
+    student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    with pytest.raises(CogumiError, match="prune_share is 1"):
+        package_modifier(
+            adapter, f16_gguf, student, pairs[:2], tmp_path / "out", prune_share=1.0, level=3, dictionary_kb=4
+        )
+
+
+def test_an_exported_adapter_carries_the_contract_of_its_base(
+    student: Path, f16_gguf: Path, quantized_gguf: Path, adapter: Path, tmp_path: Path
+) -> None:
+    contracts = []
+    for gguf in (f16_gguf, quantized_gguf):
+        assert export_adapter(adapter, gguf, student, tmp_path / "a.gguf") == (tmp_path / "a.gguf").stat().st_size
+        contracts.append(open_gguf(tmp_path / "a.gguf").metadata["cogumi.base_sha256"])
+    assert contracts[0] != contracts[1]

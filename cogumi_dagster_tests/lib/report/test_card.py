@@ -1,0 +1,134 @@
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore
+from cogumi_dagster.lib.evaluation.statistics import Proportion
+from cogumi_dagster.lib.profile import Profile
+from cogumi_dagster.lib.report.card import HTML, MARKDOWN, STEPS, number, proportion, size, write_card
+from cogumi_dagster.lib.report.figures import figures, reports_of
+
+EVIL = "<script>alert('x')</script> & | \"q\""
+
+
+def check(name: str, *, passed: bool = True, blocking: bool = True, **more: Any) -> dict[str, Any]:
+    return {
+        "check": name, "value": 0.5, "bound": "at least", "threshold": 0.7, "passed": passed, "blocking": blocking,
+        "description": f"says {name}", **more,
+    }  # fmt: skip
+
+
+def share(successes: int, count: int) -> dict[str, Any]:
+    return Proportion(successes, count).to_json()
+
+
+@pytest.fixture
+def refs(tmp_path: Path) -> list[ArtifactRef]:
+    store = ArtifactStore(tmp_path / "store")
+    reports: dict[tuple[str, str | None], dict[str, Any]] = {
+        ("student_model", None): {"name": EVIL, "parameters": 1234567, "stand_in": True, "source": EVIL},
+        ("base_adapter", None): {"curve": [[1, 2.0], [2, 1.5]]},
+        ("modifier_evaluation", "code"): {
+            "base": share(3, 10), "modified": share(7, 10), "repaired": share(4, 7), "kept": share(3, 3),
+            "p_value": 0.125, "gate_passed": False,
+        },
+        ("teacher_responses", "math"): {"stand_ins": [EVIL]},
+    }  # fmt: skip
+    checks = {
+        "student_model": [check("tokenizer_is_exact"), check(EVIL, passed=False, description=EVIL)],
+        "modifier_evaluation": [check("repairs", passed=False, blocking=False, interval=[0.2, 0.8]), check("n", value=None)],
+    }
+    made = []
+    for (asset, partition), report in reports.items():
+        with store.write(asset, partition) as draft:
+            (draft.path / "f").write_text(asset)
+            draft.metrics.update(report=report, checks=checks.get(asset, []))
+        assert draft.ref is not None
+        made.append(draft.ref)
+    return made
+
+
+class Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.names.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def parse(out: Path) -> Tags:
+    tags = Tags()
+    tags.feed((out / HTML).read_text())
+    return tags
+
+
+def test_the_page_escapes_what_artifacts_say_and_needs_nothing_else(refs: list[ArtifactRef], tmp_path: Path) -> None:
+    write_card(refs, Profile(name="x", description=EVIL), tmp_path / "out")
+    tags = parse(tmp_path / "out")
+    assert "script" not in tags.names
+    assert tags.text.count(EVIL) >= 5, "the text itself is there: name, check, description, stand-ins, profile"
+    assert not {"img", "link", "iframe"} & set(tags.names)
+    assert not [v for k, v in tags.attributes if k in ("src", "href") and v and not v.startswith("#")]
+
+
+def test_all_checks_are_there_with_figure_bound_and_verdict(refs: list[ArtifactRef], tmp_path: Path) -> None:
+    report = write_card(refs, Profile(name="x"), tmp_path / "out")
+    assert (report.checks, report.passed, report.artifacts) == (4, 2, 4)
+    assert report.missing == len(STEPS) - 1
+    text = parse(tmp_path / "out").text
+    markdown = (tmp_path / "out" / MARKDOWN).read_text()
+    for ref in refs:
+        for one in ref.manifest.metrics["checks"]:
+            assert one["check"] in text and one["description"] in text
+    assert "| modifier_evaluation[code] | repairs | 0.5 (0.20 to 0.80) | at least 0.7 | warn | says repairs |" in markdown
+    assert "| modifier_evaluation[code] | n | not evaluated | at least 0.7 | pass | says n |" in markdown
+    assert "| fail |" in markdown
+    assert "0.300 (3 of 10; 0.11 to 0.60)" in markdown and "not passed" in markdown
+
+
+def test_stand_ins_are_named(refs: list[ArtifactRef], tmp_path: Path) -> None:
+    assert write_card(refs, Profile(name="x"), tmp_path / "out").stand_ins == f"student: {EVIL}, teacher: {EVIL}"
+
+
+def test_markdown_rows_keep_their_columns(refs: list[ArtifactRef], tmp_path: Path) -> None:
+    write_card(refs, Profile(name="x"), tmp_path / "out")
+    table: list[str] = []
+    for line in [*(tmp_path / "out" / MARKDOWN).read_text().splitlines(), ""]:
+        if line.startswith("| "):
+            table.append(line)
+        else:
+            assert len({row.replace("\\|", "").count("|") for row in table}) <= 1
+            table = []
+
+
+def test_the_figures_that_are_there_are_drawn(refs: list[ArtifactRef]) -> None:
+    drawn = figures(reports_of(refs))
+    assert [caption.split(",")[0] for caption, _ in drawn] == [
+        "Training loss of every adapter", "Held-out tasks of each modifier's domains",
+    ]  # fmt: skip
+    assert all(ElementTree.fromstring(svg).tag.endswith("svg") for _, svg in drawn)
+    assert figures({}) == []
+
+
+def test_an_empty_store_makes_an_empty_report(tmp_path: Path) -> None:
+    report = write_card([], Profile(name="x"), tmp_path / "out")
+    assert (report.artifacts, report.checks, report.plots, report.missing) == (0, 0, 0, len(STEPS))
+
+
+def test_figures_are_written_as_people_read_them() -> None:
+    assert [number(v) for v in (None, True, 1234, 1234.0, 0.123456, "x")] == [
+        "not evaluated", "yes", "1,234", "1,234", "0.1235", "x",
+    ]  # fmt: skip
+    assert proportion(None) == proportion(share(0, 0)) == "not evaluated"
+    assert proportion({"value": 0.5, "count": 4}) == "0.500 (n = 4)"
+    assert size(1500) == "1.5 kB" and size(2_500_000) == "2.5 MB"

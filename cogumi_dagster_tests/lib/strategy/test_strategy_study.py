@@ -1,0 +1,122 @@
+import json
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.strategy import traces as traces_module
+from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
+from cogumi_dagster.lib.strategy.journal import keep_journal
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, strategy_family
+from cogumi_dagster.lib.strategy.traces import learn_strategy
+from cogumi_dagster.lib.tasks import verify
+from cogumi_dagster.lib.tasks.base import Split, Verdict
+
+FAMILY = strategy_family("scheduling")
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 240), ("test", 36), ("test", 60), ("validation", 12)])
+def test_problems_are_balanced_distinct_and_of_one_split(split: Split, count: int) -> None:
+    tasks = FAMILY.problems(count, 3, split)
+    assert len(tasks) == len({task.id for task in tasks}) == count
+    assert {task.split for task in tasks} == {split}
+    for level, group in Counter(task.difficulty for task in tasks).items():
+        assert group == count // 3
+        answers = Counter(task.answer for task in tasks if task.difficulty == level)
+        assert abs(answers["YES"] - answers["NO"]) <= 1
+    assert tasks == FAMILY.problems(count, 3, split)
+    assert tasks != FAMILY.problems(count, 4, split)
+
+
+def test_training_and_test_problems_share_no_prompt() -> None:
+    prompts = [{task.prompt for task in FAMILY.problems(60, 3, split)} for split in ("train", "test")]
+    assert not prompts[0] & prompts[1]
+
+
+def test_an_unknown_family_names_the_nearest() -> None:
+    with pytest.raises(CogumiError, match="no strategy family 'schedulin'") as caught:
+        strategy_family("schedulin")
+    assert "'scheduling'" in caught.value.mend
+
+
+def test_the_strategy_stands_before_the_question(scripted_engine: Callable[..., Any]) -> None:
+    engine = scripted_engine(lambda adapter, prompt: "YES")
+    tasks = FAMILY.problems(6, 0, "train")
+    answers = attempt(engine, tasks, strategy="Count.")
+    assert [prompt for _, prompt in engine.asked] == [f"Count.\n\n{task.prompt}" for task in tasks]
+    assert sum(answer.passed for answer in answers) == 3
+    attempt(engine, tasks)
+    assert engine.asked[6:] == [(None, task.prompt) for task in tasks]
+
+
+def test_the_journal_says_what_went_wrong(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
+    engine = scripted_engine(lambda adapter, prompt: "YES" if "rooms 2 gives" in prompt else "Hm.")
+    report = keep_journal(engine, FAMILY, tmp_path, batches=9, problems=12, seed=1)
+    assert [entry.strategy for entry in report.entries] == [0, 1, 2, 2], "stops when the last no longer helps"
+    first, last = report.entries[0], report.entries[-1]
+    assert (first.unparsed, first.balanced_accuracy) == (12, 0.0)
+    assert "gives no verdict 12 times" in first.note
+    assert (last.unparsed, last.wrong_yes, last.wrong_no, last.balanced_accuracy) == (0, 6, 0, 0.5)
+    assert last.note.startswith("6 of 12 right; the student says YES too often")
+    assert last.majority.value == 0.5
+    assert (report.best_strategy, report.best_balanced_accuracy, report.strategies) == (2, 0.5, 3)
+    rows = read_jsonl(tmp_path / "journal.jsonl")
+    assert [row["batch"] for row in rows] == [0, 1, 2, 3]
+    kept = json.loads((tmp_path / "strategies.json").read_text())
+    assert kept["best"] == 2 and [row["text"] for row in kept["strategies"]] == list(FAMILY.strategies)
+
+
+def test_a_batch_of_one_class_is_refused(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
+    with pytest.raises(CogumiError, match="one class only"):
+        keep_journal(scripted_engine(lambda a, p: "YES"), FAMILY, tmp_path, batches=1, problems=1, seed=1)
+
+
+def test_each_batch_has_fresh_problems(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
+    engine = scripted_engine(lambda adapter, prompt: "YES")
+    one = StrategyFamily("scheduling", FAMILY.generate_balanced, ("",), 120)
+    report = keep_journal(engine, one, tmp_path, batches=2, problems=12, seed=1)
+    assert len(report.entries) == 2
+    assert {p for _, p in engine.asked[:12]} != {p for _, p in engine.asked[12:]}
+
+
+def test_traces_are_verified_and_counted(tmp_path: Path) -> None:
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 1}))
+    report = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=30, seed=0)
+    rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
+    assert report.traces == len(rows) == 30
+    assert (report.yes, report.no, report.journal_best) == (15, 15, 1)
+    assert report.by_difficulty == {"easy": 10, "medium": 10, "hard": 10}
+    assert {row["split"] for row in rows} == {"train"}
+    assert all(row["solution"].endswith(row["answer"]) for row in rows)
+    assert json.loads((tmp_path / "out" / "strategy.json").read_text())["text"] == FAMILY.strategies[-1]
+
+
+def test_a_trace_that_its_verifier_rejects_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0}))
+    monkeypatch.setattr(traces_module, "verify", lambda task, text: Verdict(False, "no"))
+    with pytest.raises(CogumiError, match="rejects its own solver"):
+        learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=6, seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_four_stages_stand_side_by_side(
+    scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    tasks = FAMILY.problems(24, 2 + 13, "test")
+    known = solutions(tasks)
+    engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter == ADAPTER else "YES", (ADAPTER,))
+    report = evaluate_strategy(engine, FAMILY, tmp_path, count=24, seed=2)
+    untrained, told, trained, teacher = report.stages
+    assert (report.problems, report.split, report.majority.value) == (24, "test", 0.5)
+    assert report.untrained_balanced_accuracy == untrained.balanced_accuracy.value == 0.5
+    assert (untrained.recall_yes.value, untrained.recall_no.value) == (1.0, 0.0)
+    assert told.accuracy.value == 0.5 and told.exact_traces.value == 0.0
+    assert report.adapter_balanced_accuracy == trained.exact_traces.value == teacher.accuracy.value == 1.0
+    assert trained.hard.count == 8
+    assert report.p_value == pytest.approx(2 * 0.5**12), "12 fixed, none broken"
+    assert len(read_jsonl(tmp_path / "answers.jsonl")) == 72
+    assert all(verify(task, known[task.prompt]).passed for task in tasks)
