@@ -1,4 +1,4 @@
-"""A tiny random Llama with the real tokenizer, made once a session: checkpoint, GGUF files, adapters, a scripted engine."""
+"""A tiny random Llama with the real tokenizer, made once a session: checkpoint, GGUF files, adapters, an engine."""
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence

@@ -107,7 +107,9 @@ def write_gguf(checkpoint: Path, out: Path, *, type: str = "F16", provenance: Ma
         if not np.isfinite(values).all():
             raise CogumiError(f"{checkpoint}: tensor {name} holds NaN or infinite values", "the training run is broken")
         if type != "F32" and values.ndim > 1 and np.abs(values).max() > np.finfo(np.float16).max:
-            raise CogumiError(f"{checkpoint}: tensor {name} holds values too large for F16", "the training run is broken")
+            raise CogumiError(
+                f"{checkpoint}: tensor {name} holds values too large for F16", "the training run is broken"
+            )
         heads_here = heads_of(name, heads, kv_heads)
         values = permute(values, heads_here) if heads_here else values
         seen.add(gguf_name(name))

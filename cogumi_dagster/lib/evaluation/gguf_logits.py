@@ -1,11 +1,11 @@
 """Log-probabilities and perplexity of a GGUF through llama.cpp, on the tokens that transformers saw."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.inference.llama import free_cores
 from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 
 CHARACTERS_PER_TOKEN = 2.5
@@ -40,6 +40,7 @@ def gguf_answer_logits(gguf: Path, tokenizer: Any, pairs: Sequence[Pair], *, lor
 
     encoded, _ = encode_pairs(tokenizer, pairs, 1 << 30)
     longest = max(len(item.ids) for item in encoded)
+    threads = free_cores()
     llama = Llama(
         model_path=str(gguf),
         lora_path=str(lora) if lora else None,
@@ -47,8 +48,8 @@ def gguf_answer_logits(gguf: Path, tokenizer: Any, pairs: Sequence[Pair], *, lor
         n_ctx=longest + 8,
         n_batch=longest + 8,
         n_ubatch=min(512, longest + 8),
-        n_threads=os.cpu_count(),
-        n_threads_batch=os.cpu_count(),
+        n_threads=threads,
+        n_threads_batch=threads,
         verbose=False,
     )
     results = []

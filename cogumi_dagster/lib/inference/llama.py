@@ -45,7 +45,7 @@ class LlamaEngine:
         params = xllamacpp.CommonParams()
         params.model.path = str(gguf)
         params.n_parallel, params.n_ctx = slots, slots * context
-        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or os.cpu_count() or 1
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or free_cores()
         params.n_gpu_layers = gpu_layers
         params.cache_prompt, params.cache_ram_mib = False, 0
         params.warmup = False
@@ -66,6 +66,8 @@ class LlamaEngine:
                 f"llama.cpp could not load {gguf}: {error}", "cogumi verify finds damaged files"
             ) from error
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
+        # an engine that never answered hangs in its destructor where another failed to load before (xllamacpp)
+        self.complete("a", max_tokens=1)
 
     def chat(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Completion:
         request = self._request(adapter, options) | {"messages": list(messages)}
@@ -159,6 +161,19 @@ class LlamaEngine:
                 yield Chunk(item)
         finally:
             collector.cancelled = True
+
+
+def free_cores(seconds: float = 0.3) -> int:
+    """Cores that nobody uses just now, at least one.
+
+    llama.cpp's threads wait for each other in spinning barriers: a thread more than there are free
+    cores costs more than it brings. With two busy neighbours on two cores, one thread decoded 12
+    tokens/s and two threads 5.
+    """
+    import psutil
+
+    cores = os.cpu_count() or 1
+    return max(1, round(cores * (1 - psutil.cpu_percent(interval=seconds) / 100)))
 
 
 Piece = Callable[[dict[str, Any]], str]

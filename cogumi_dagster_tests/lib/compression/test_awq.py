@@ -54,4 +54,6 @@ def test_a_group_size_that_does_not_divide_is_refused(student: Path, pairs: list
 
 def test_too_little_calibration_text_is_refused(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
     with pytest.raises(CogumiError, match="the calibration set is too small"):
-        fold_awq_scales(student, pairs[:1], pairs[:2], tmp_path / "out", CONFIG.model_copy(update={"calibration_tokens": 500}))
+        fold_awq_scales(
+            student, pairs[:1], pairs[:2], tmp_path / "out", CONFIG.model_copy(update={"calibration_tokens": 500})
+        )

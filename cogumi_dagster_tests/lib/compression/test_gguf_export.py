@@ -87,7 +87,9 @@ def test_a_missing_tensor_is_named(changed: Callable[..., Path], tmp_path: Path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])
-def test_weights_that_float16_cannot_hold_are_refused(changed: Callable[..., Path], tmp_path: Path, value: float) -> None:
+def test_weights_that_float16_cannot_hold_are_refused(
+    changed: Callable[..., Path], tmp_path: Path, value: float
+) -> None:
     def spoil(state: dict[str, Any]) -> None:
         state["model.layers.0.mlp.up_proj.weight"][3, 5] = value
 
@@ -133,7 +135,7 @@ def test_an_unknown_type_or_a_refused_file_is_an_error(f16_gguf: Path, tmp_path:
         quantize_gguf(f16_gguf, tmp_path / "q.gguf", "Q5_KM")
     assert caught.value.mend == "did you mean 'Q5_K_M'?"
     (tmp_path / "bad.gguf").write_bytes(b"nothing")
-    with pytest.raises(CogumiError, match="llama.cpp could not quantize"):
+    with pytest.raises(CogumiError, match=r"llama\.cpp could not quantize"):
         quantize_gguf(tmp_path / "bad.gguf", tmp_path / "q.gguf", "Q8_0")
 
 

@@ -10,7 +10,9 @@ from cogumi_dagster.lib.training.batches import Pair
 CONFIG = CompressionConfig(gguf_type="Q8_0", frontier_types=("Q8_0", "Q4_K_M"), zstd_level=1, dictionary_kb=16)
 
 
-def test_the_served_file_is_exported_and_held_against_its_parent(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+def test_the_served_file_is_exported_and_held_against_its_parent(
+    student: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
     report = export_model(student, pairs[:6], tmp_path / "out", CONFIG)
     assert report.f16_parity.mean_kl <= 1e-4
     assert report.f16_parity.mean_kl < report.parity.mean_kl < 1e-2

@@ -35,7 +35,9 @@ def test_the_dequantized_checkpoint_is_what_is_served(
     assert parity(flatten(answer_logits(parent, tokenizer, pairs[:6], 512)), reference).mean_kl > 0
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "not a gguf", "cut in the header", "cut in the tensors", "counts"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "not a gguf", "cut in the header", "cut in the tensors", "counts"]
+)
 def test_what_is_no_sound_gguf_is_refused(f16_gguf: Path, tmp_path: Path, damage: str) -> None:
     path = tmp_path / "bad.gguf"
     data = f16_gguf.read_bytes()

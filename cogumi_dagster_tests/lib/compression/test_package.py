@@ -125,7 +125,7 @@ def test_a_damaged_package_is_refused_and_leaves_nothing(
     damage(packed)
     out = tmp_path / "out"
     out.mkdir()
-    with pytest.raises(CogumiError, match="is damaged|is not a package"):
+    with pytest.raises(CogumiError, match=r"is damaged|is not a package"):
         unpack(packed, out / "model.bin")
     assert list(out.iterdir()) == []
 

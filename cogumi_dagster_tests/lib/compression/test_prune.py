@@ -11,7 +11,12 @@ from cogumi_dagster.lib.training.student import load_checkpoint
 
 
 def config(**changes: object) -> PruningConfig:
-    given = {"calibration_samples": 4, "calibration_tokens": 32, "sparsity_attention": 0.3, "sparsity_feed_forward": 0.6}
+    given = {
+        "calibration_samples": 4,
+        "calibration_tokens": 32,
+        "sparsity_attention": 0.3,
+        "sparsity_feed_forward": 0.6,
+    }
     return PruningConfig.model_validate({**given, **changes})
 
 

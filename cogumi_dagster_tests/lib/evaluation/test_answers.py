@@ -15,7 +15,9 @@ def judge(task: Task, response: str) -> Verdict:
 def test_every_answer_is_judged_by_its_own_task(scripted_engine: Callable[..., Any]) -> None:
     engine = scripted_engine(lambda adapter, prompt: {"task 0": "?", "task 1": "wrong"}.get(prompt, prompt[-1]), ("a",))
     seen: list[int] = []
-    answers = answer_tasks(engine, TASKS, adapter="a", judge=judge, progress=lambda done, total, note: seen.append(done))
+    answers = answer_tasks(
+        engine, TASKS, adapter="a", judge=judge, progress=lambda done, total, note: seen.append(done)
+    )
     assert [answer.verdict.passed for answer in answers] == [None, False, True, True, True, True]
     assert [answer.passed for answer in answers] == [False, False, True, True, True, True]
     assert seen == [1, 2, 3, 4, 5, 6]

@@ -46,9 +46,7 @@ class EchoAssistant:
         return self.router.decide(messages[-1]["content"], (), 0)
 
 
-def run(
-    tasks: list[Task], engine: Any, route: str, out: Path, *, served: str | None = None
-) -> SystemReport:
+def run(tasks: list[Task], engine: Any, route: str, out: Path, *, served: str | None = None) -> SystemReport:
     assistant: Any = EchoAssistant(OneRoute(served or route))
     _: type[Assistant] = Assistant  # what stands here when served
     return evaluate_system(engine, OneRoute(route), assistant, out, count=len(tasks), humaneval=0, seed=0)

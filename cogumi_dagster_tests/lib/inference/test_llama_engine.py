@@ -77,7 +77,7 @@ def test_the_counts_are_those_of_the_tokenizer(engine: LlamaEngine, student: Pat
     _, tokenizer = load_checkpoint(student)
     answer = engine.chat(ask(PROMPTS[0]), max_tokens=5)
     assert answer.prompt_tokens == len(prompt_ids(tokenizer, PROMPTS[0]))
-    assert len(answer.logprobs) == answer.completion_tokens <= 5
+    assert 0 < len(answer.logprobs) <= answer.completion_tokens <= 5  # a token that is half a character has none
     assert answer.finish_reason == ("length" if answer.completion_tokens == 5 else "stop")
     assert all(value <= 0 for value in answer.logprobs)
 
@@ -126,13 +126,11 @@ def test_raw_text_is_continued_without_the_template(engine: LlamaEngine, student
     _, tokenizer = load_checkpoint(student)
     answer = engine.complete(PROMPTS[0], max_tokens=3)
     assert answer.prompt_tokens == len(tokenizer.encode(PROMPTS[0], add_special_tokens=False))
-    assert len(answer.logprobs) == answer.completion_tokens == 3
+    assert 0 < len(answer.logprobs) <= answer.completion_tokens == 3
 
 
 def test_the_seed_decides_a_sampled_answer(engine: LlamaEngine) -> None:
-    texts = [
-        engine.chat(ask(PROMPTS[0]), max_tokens=12, temperature=2.0, seed=seed).text for seed in (1, 1, 2, 3)
-    ]
+    texts = [engine.chat(ask(PROMPTS[0]), max_tokens=12, temperature=2.0, seed=seed).text for seed in (1, 1, 2, 3)]
     assert texts[0] == texts[1]
     assert len(set(texts)) > 1
 
@@ -160,6 +158,13 @@ def test_what_cannot_be_loaded_is_an_error(tmp_path: Path, f16_gguf: Path) -> No
     (tmp_path / "bad.gguf").write_bytes(b"GGUF nothing")
     with pytest.raises(CogumiError, match="could not load"):
         LlamaEngine(tmp_path / "bad.gguf")
+
+
+def test_an_engine_closes_though_another_failed_to_load(tmp_path: Path, f16_gguf: Path) -> None:
+    (tmp_path / "bad.gguf").write_bytes(b"GGUF nothing")
+    with pytest.raises(CogumiError, match="could not load"):
+        LlamaEngine(tmp_path / "bad.gguf")
+    LlamaEngine(f16_gguf, slots=1, context=64).close()
 
 
 def test_a_closed_engine_says_so(f16_gguf: Path) -> None:

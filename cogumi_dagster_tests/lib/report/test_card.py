@@ -39,7 +39,10 @@ def refs(tmp_path: Path) -> list[ArtifactRef]:
     }  # fmt: skip
     checks = {
         "student_model": [check("tokenizer_is_exact"), check(EVIL, passed=False, description=EVIL)],
-        "modifier_evaluation": [check("repairs", passed=False, blocking=False, interval=[0.2, 0.8]), check("n", value=None)],
+        "modifier_evaluation": [
+            check("repairs", passed=False, blocking=False, interval=[0.2, 0.8]),
+            check("n", value=None),
+        ],
     }
     made = []
     for (asset, partition), report in reports.items():
@@ -90,7 +93,9 @@ def test_all_checks_are_there_with_figure_bound_and_verdict(refs: list[ArtifactR
     for ref in refs:
         for one in ref.manifest.metrics["checks"]:
             assert one["check"] in text and one["description"] in text
-    assert "| modifier_evaluation[code] | repairs | 0.5 (0.20 to 0.80) | at least 0.7 | warn | says repairs |" in markdown
+    assert (
+        "| modifier_evaluation[code] | repairs | 0.5 (0.20 to 0.80) | at least 0.7 | warn | says repairs |" in markdown
+    )
     assert "| modifier_evaluation[code] | n | not evaluated | at least 0.7 | pass | says n |" in markdown
     assert "| fail |" in markdown
     assert "0.300 (3 of 10; 0.11 to 0.60)" in markdown and "not passed" in markdown

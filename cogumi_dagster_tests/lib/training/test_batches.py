@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import (
-    Encoded, Pair, answer_loss, batches_of, collate, encode_pairs, epoch_batches, prompt_ids, schedule,
+    Encoded,
+    Pair,
+    answer_loss,
+    batches_of,
+    collate,
+    encode_pairs,
+    epoch_batches,
+    prompt_ids,
+    schedule,
     supervised_logits,
 )  # fmt: skip
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -84,7 +92,9 @@ def test_examples_that_do_not_fit_are_counted(loaded: tuple[Any, Any], pairs: li
         encode_pairs(tokenizer, [long], 100)
 
 
-@given(lengths=st.lists(st.integers(2, 90), min_size=1, max_size=150), tokens=st.integers(1, 300), seed=st.integers(0, 9))
+@given(
+    lengths=st.lists(st.integers(2, 90), min_size=1, max_size=150), tokens=st.integers(1, 300), seed=st.integers(0, 9)
+)
 def test_an_epoch_holds_every_example_once_within_the_budget(lengths: list[int], tokens: int, seed: int) -> None:
     encoded = items(lengths)
     batches = epoch_batches(encoded, tokens, seed)

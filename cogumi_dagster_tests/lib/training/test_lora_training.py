@@ -119,5 +119,3 @@ def test_the_rate_warms_up_and_falls_to_nearly_nothing() -> None:
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] < 0.02
-
-

@@ -29,7 +29,9 @@ def test_an_adapter_of_another_shape_is_refused(
 
     other = tmp_path / "adapter"
     shutil.copytree(adapter, other)
-    tensors = {name: tensor[:, :-1].contiguous() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()}
+    tensors = {
+        name: tensor[:, :-1].contiguous() for name, tensor in load_file(adapter / "adapter_model.safetensors").items()
+    }
     save_file(tensors, other / "adapter_model.safetensors")
     with pytest.raises(CogumiError, match="does not fit"):
         merge_adapter(student, other, tmp_path / "merged", pairs[:2], max_length=128)

@@ -6,7 +6,13 @@ import pytest
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.student import (
-    StudentReport, copy_tokenizer, import_student, load_checkpoint, package_gguf, package_version, token_counter,
+    StudentReport,
+    copy_tokenizer,
+    import_student,
+    load_checkpoint,
+    package_gguf,
+    package_version,
+    token_counter,
 )  # fmt: skip
 
 

@@ -80,7 +80,9 @@ def test_special_tokens_and_template_are_kept(student: Path, trimmed: tuple[Path
         assert getattr(model.config, f"{name}_token_id") == getattr(tokenizer, f"{name}_token_id")
 
 
-def test_a_trimmed_checkpoint_exports_to_gguf(trimmed: tuple[Path, TrimReport], pairs: list[Pair], tmp_path: Path) -> None:
+def test_a_trimmed_checkpoint_exports_to_gguf(
+    trimmed: tuple[Path, TrimReport], pairs: list[Pair], tmp_path: Path
+) -> None:
     write_gguf(trimmed[0], tmp_path / "f16.gguf")
     model, tokenizer = load_checkpoint(trimmed[0], "float32")
     reference = flatten(answer_logits(model, tokenizer, pairs[:6], 512))
