@@ -95,7 +95,7 @@ def hold(lease: Callable[[Path], Any], folder: Path, said: Connection, seconds: 
 
 def holder(lease: Callable[[Path], Any], folder: Path, seconds: float) -> tuple[Any, Connection]:
     heard, said = FORK.Pipe(duplex=False)
-    process = FORK.Process(target=hold, args=(lease, folder, said, seconds))
+    process = FORK.Process(target=hold, args=(lease, folder, said, seconds), daemon=True)
     process.start()
     said.close()
     return process, heard

@@ -57,7 +57,7 @@ class SystemReport:
     """Of the tasks on which routed and base differ, the share that routed gets right."""
     systems: tuple[SystemRow, ...]
     spot_checks_equal: Proportion
-    """Answers through the assistant's own code path that equal the batch-evaluated ones."""
+    """Answers through the assistant's own code path that took the route of the batch evaluation."""
     benchmarks: tuple[BenchmarkRow, ...]
     seconds_per_answer: float
     not_run: int

@@ -26,8 +26,8 @@ class FamilyRow:
 class ModifierReport:
     """Both on the same held-out tasks (split ``test``). The majority baseline of open answers is zero.
 
-    The double gate: McNemar's exact test finds more repairs than breaks (p < 0.05), and the lower end
-    of the interval of kept successes is not below what chance would break (half of the discordant pairs).
+    The gate: McNemar's exact test finds more repairs than breaks (p < 0.05), which also excludes a
+    regression beyond chance; ``repaired`` and ``kept`` carry the intervals of its two sides.
     """
 
     tasks: int

@@ -1,6 +1,8 @@
 """Train a modifier on the very weights that are served: the GGUF, dequantized."""
 
+import os
 import random
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +32,10 @@ def train_on_served_weights(
     """Dequantize ``gguf`` into ``scratch`` (once) and train a LoRA on it; a tenth of the pairs is validation."""
     served = scratch / "served"
     if not (served / "model.safetensors").is_file():
-        dequantize_checkpoint(gguf, tokenizer_from, served)
+        aside = scratch / f".served-{os.getpid()}"
+        dequantize_checkpoint(gguf, tokenizer_from, aside)
+        shutil.rmtree(served, ignore_errors=True)
+        os.replace(aside, served)
     order = list(pairs)
     random.Random(seed).shuffle(order)
     held_out = max(1, round(VALIDATION_SHARE * len(order)))
