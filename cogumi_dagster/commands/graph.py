@@ -16,7 +16,7 @@ from cogumi_dagster.defs import artifact
 from cogumi_dagster.defs.pipeline import NodeResult, plan, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.report.card import HTML, artifact_table, check_table, size
+from cogumi_dagster.lib.report.card import HTML, Table, artifact_table, check_table, number, size
 from resources.settings import ProfileResource
 
 
@@ -162,8 +162,14 @@ def show_ledger() -> None:
     if not path.is_file():
         raise CogumiError("no teacher has been asked yet", "materialize teacher_responses first")
     with Journal(path) as journal:
-        for row in journal.spend():
-            console.print(row)
+        rows = journal.spend()
+    columns = ("teacher", "domain", "day", "calls", "prompt tokens", "completion tokens", "usd", "in doubt, at most")
+    shown = tuple(
+        (r.teacher, r.domain, r.day, number(r.calls), number(r.prompt_tokens), number(r.completion_tokens),
+         f"{r.usd:.4f}", f"{r.doubt_usd:.4f}")
+        for r in rows
+    )  # fmt: skip
+    print_table(Table("Teachers' calls", "", columns, shown))
 
 
 def open_ui(port: int) -> None:

@@ -64,7 +64,7 @@ def export_model(parent: Path, held_out: Sequence[Pair], out: Path, config: Comp
     reference = flatten(answer_logits(model, tokenizer, held_out, 1024))
     del model
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+    with tempfile.TemporaryDirectory(dir=out) as scratch:
         f16 = Path(scratch) / "f16.gguf"
         write_gguf(parent, f16, provenance={"parent_sha256": file_sha256(next(parent.glob("*.safetensors")))})
         plain = parity(reference, flatten(gguf_answer_logits(f16, tokenizer, held_out)))
@@ -86,7 +86,7 @@ def measure_frontier(
     del model
     rows = []
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=out) as folder:
         scratch = Path(folder)
         write_gguf(parent, scratch / "f16.gguf")
         reader = GGUFReader(scratch / "f16.gguf")

@@ -44,7 +44,13 @@ EXAMPLES_PER_CATEGORY = 3
 EXCERPT = 160
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 """Half a character: JSON can spell it, UTF-8 cannot."""
-TEXT_FIELDS = (("instruction", "response"), ("prompt", "completion"), ("prompt", "response"), ("question", "answer"))
+TEXT_FIELDS = (
+    ("instruction", "response"),
+    ("prompt", "completion"),
+    ("prompt", "response"),
+    ("question", "answer"),
+    ("instruction", "output"),
+)
 """Field pairs that ``text_of_row`` knows, in the order tried; then the single fields below."""
 SINGLE_FIELDS = ("text", "question", "prompt", "instruction")
 

@@ -53,7 +53,7 @@ def package_modifier(
 
     contract = contract_of(gguf, tokenizer_files(tokenizer_from)).model_dump()
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=out) as folder:
         scratch = Path(folder)
         shutil.copytree(adapter, scratch / "adapter")
         zeroed = _prune_adapter(scratch / "adapter", prune_share) if prune_share > 0 else 0.0
