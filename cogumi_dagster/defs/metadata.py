@@ -17,6 +17,7 @@ def metadata_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {}
     for name, value in metrics.items():
         if name == "curve" and value:
+            shown["loss"] = svg(sparkline([float(y) for _, y in value]))
             shown["loss_curve"] = svg(plots.line_plot({"loss": [(x, y) for x, y in value]}, "Loss", "step", "loss"))
         elif name == "points" and value:
             shown["map"] = svg(
@@ -67,6 +68,19 @@ def cell(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(str(item) for item in value)
     return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def sparkline(values: Sequence[float], points: int = 24) -> str:
+    """A line small enough to be drawn in the table itself: the UI folds Markdown of 1,000 characters or more."""
+    picked = [values[round(i * (len(values) - 1) / max(1, points - 1))] for i in range(min(points, len(values)))]
+    low, high = min(picked), max(picked)
+    step, span = 200 / max(1, len(picked) - 1), (high - low) or 1.0
+    line = " ".join(f"{40 + i * step:.0f},{44 - 36 * (value - low) / span:.0f}" for i, value in enumerate(picked))
+    ends = f'<text x="0" y="28">{picked[0]:.2f}</text><text x="246" y="28">{picked[-1]:.2f}</text>'
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="290" height="50" font-size="12" font-family="sans-serif" fill="#7a8291">'
+        f'{ends}<polyline points="{line}" fill="none" stroke="#3f86d9" stroke-width="2"/></svg>'
+    )
 
 
 def svg(text: str) -> dg.MarkdownMetadataValue:
