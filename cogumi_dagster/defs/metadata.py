@@ -78,7 +78,8 @@ def sparkline(values: Sequence[float], points: int = 24) -> str:
     line = " ".join(f"{40 + i * step:.0f},{44 - 36 * (value - low) / span:.0f}" for i, value in enumerate(picked))
     ends = f'<text x="0" y="28">{picked[0]:.2f}</text><text x="246" y="28">{picked[-1]:.2f}</text>'
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" width="290" height="50" font-size="12" font-family="sans-serif" fill="#7a8291">'
+        '<svg xmlns="http://www.w3.org/2000/svg" width="290" height="50" '
+        'font-size="12" font-family="sans-serif" fill="#7a8291">'
         f'{ends}<polyline points="{line}" fill="none" stroke="#3f86d9" stroke-width="2"/></svg>'
     )
 
