@@ -207,7 +207,7 @@ class Assistant:
         if wanted is None:
             if escalated:
                 return None, f"the user is dissatisfied, but {decision.domain} has no modifier"
-            return None, "the base is confident"
+            return None, "the base's confidence reaches the threshold of the domain"
         if wanted not in self._engine.adapters:
             return None, f"the modifier {wanted} is not loaded"
         if escalated:
