@@ -53,7 +53,6 @@ class ComputeConfig(Section):
     threads: int | None = Field(None, description="CPU threads; all of them when left out")
     memory_gb: Positive = Field(8.0, description="a step that needs more than this is stopped")
     device: Literal["cpu", "cuda", "auto"] = "cpu"
-    max_runtime_minutes: Count = 60
 
 
 class StudentConfig(Section):

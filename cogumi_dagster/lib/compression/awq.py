@@ -34,7 +34,6 @@ class W4A16Report:
     perplexity_parent: float
     perplexity: float
     perplexity_tokens: int
-    loads_in_transformers: bool
 
 
 @quiet_compressor()
@@ -114,7 +113,7 @@ def export_w4a16(folded: Path, held_out: Sequence[Pair], out: Path, config: AwqC
     loaded = _load_decompressed(out)
     perplexity, _ = perplexity_of(answer_logits(loaded, tokenizer, held_out, 1024))
     size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    return W4A16Report(size, config.group_size, reference, perplexity, tokens, True)
+    return W4A16Report(size, config.group_size, reference, perplexity, tokens)
 
 
 def _load_decompressed(folder: Path) -> Any:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cogumi_dagster.lib.evaluation.answers import answer_tasks
 from cogumi_dagster.lib.evaluation.humaneval import check, load_problems, prompt_for
 from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
 from cogumi_dagster.lib.inference import Engine, Message
@@ -87,9 +88,9 @@ def evaluate_system(
         chosen = row["modifiers"].get(decision.route)
         routes.append(decision.route)
         if decision.route != "base" and chosen is None:  # routed to a modifier that was not asked: ask it now
-            answer = engine.chat([{"role": "user", "content": row["prompt"]}], adapter=decision.route, max_tokens=160)
             task = next(t for t in tasks if t.id == row["task_id"])
-            chosen = {"passed": verify(task, answer.text).passed is True, "text": answer.text}
+            (answer,) = answer_tasks(engine, [task], adapter=decision.route)
+            chosen = {"passed": answer.passed, "text": answer.completion.text}
         passed.append(bool((chosen or row["base"])["passed"]))
         row["routed"] = {"route": decision.route, "confidence": decision.confidence, "passed": passed[-1]}
     write_jsonl(out / "answers.jsonl", rows)

@@ -13,7 +13,7 @@ from cogumi_dagster.lib.evaluation.statistics import (
     majority_baseline,
     mcnemar,
 )  # fmt: skip
-from cogumi_dagster.lib.inference import Engine
+from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.journal import said_in
@@ -68,8 +68,8 @@ def evaluate_strategy(
         "student with adapter": attempt(engine, tasks, adapter=ADAPTER, progress=part(2)),
     }
     rows = [_row(name, answers, seed) for name, answers in stages.items()]
-    solved = Proportion(sum(verify(t, t.solution or "").passed is True for t in tasks), len(tasks))
-    teacher = _teacher_row(tasks, solved)
+    solved = [Answered(t, Completion(t.solution or "", "stop", 0, 0), verify(t, t.solution or "")) for t in tasks]
+    teacher = _row("teacher (solver, exact)", solved, seed)
     untrained, trained = stages["untrained student"], stages["student with adapter"]
     fixed = sum(not a.passed and b.passed for a, b in zip(untrained, trained, strict=True))
     broke = sum(a.passed and not b.passed for a, b in zip(untrained, trained, strict=True))
@@ -115,11 +115,3 @@ def _row(stage: str, answers: Sequence[Answered], seed: int) -> StageRow:
         stage, len(answers), passed, estimate, recall("YES"), recall("NO"), share(exact),
         level("easy"), level("medium"), level("hard"),
     )  # fmt: skip
-
-
-def _teacher_row(tasks: Sequence[object], solved: Proportion) -> StageRow:
-    value = solved.value
-    whole = Estimate(value, value, value, solved.count)
-    return StageRow(
-        "teacher (solver, exact)", len(tasks), solved, whole, solved, solved, solved, solved, solved, solved
-    )
