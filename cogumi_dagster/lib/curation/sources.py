@@ -1,4 +1,4 @@
-"""The sources of a domain: task families and users' JSONL files, named in ``resources/sources/<domain>.yaml``.
+"""The sources of a domain: task families, files and datasets, named in ``resources/sources/<domain>.yaml``.
 
     families:
       - chain_sum
@@ -6,35 +6,53 @@
         weight: 2
     files:
       - my_questions.jsonl
+      - {path: "s3://bucket/dolly/*.parquet", mapping: dolly, licence: CC-BY-SA-3.0, limit: 1000, weight: 2}
+    datasets:
+      - {name: tatsu-lab/alpaca, revision: main, split: train, limit: 1000}
 
-Rows of a file are Alpaca-like: ``instruction`` (and ``input``), ``response`` (or ``output``), ``difficulty``,
-``licence``. A file counts as one family of weight 1.
+A file is JSON Lines, JSON, Parquet or CSV, also ``.gz`` or ``.zst``; a relative path starts at the YAML's folder. A
+dataset is one of the Hugging Face hub. Each entry counts as one family of its weight. Mappings: ``mappings.py``.
 """
 
 import hashlib
-import json
 import logging
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
+from cogumi_dagster.lib.curation.files import S3, find_files, s3_objects
+from cogumi_dagster.lib.curation.hub import HubDataset, read_dataset
+from cogumi_dagster.lib.curation.licences import declared
+from cogumi_dagster.lib.curation.mappings import mapping_named
+from cogumi_dagster.lib.curation.records import SourceRecord, Tally, read_records
 from cogumi_dagster.lib.errors import CogumiError, nearest
-from cogumi_dagster.lib.jsonl import read_jsonl_tolerant
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks import FILE_FAMILY, Pool, draw_from, family_pool, get_family
-from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Split, Task
+from cogumi_dagster.lib.tasks.base import Difficulty, Split, Task
 
 log = logging.getLogger(__name__)
 
-KEYS = ("families", "files")
-ROW_KEYS = ("instruction", "input", "response", "output", "difficulty", "licence", "license", "source", "id")
-UNKNOWN_LICENCE = "not stated"
+T = TypeVar("T")
+
+KEYS = ("families", "files", "datasets")
 _SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """A file, glob or ``s3://`` address of a domain."""
+
+    path: str
+    mapping: str | None = None
+    licence: str | None = None
+    limit: int | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -45,12 +63,13 @@ class DomainSources:
     path: Path
     families: Mapping[str, float]
     """Family name -> weight."""
-    files: tuple[Path, ...]
+    files: tuple[FileSource, ...] = ()
+    datasets: tuple[HubDataset, ...] = ()
 
 
 @dataclass(frozen=True)
 class SourcesReport:
-    """What a draw brought. ``broken_lines``: file -> 1-based numbers of the lines that were left out."""
+    """What a draw brought. ``broken_lines``: file or dataset -> 1-based numbers of the rows that were left out."""
 
     domain: str
     wanted: int
@@ -61,6 +80,8 @@ class SourcesReport:
     sources: Mapping[str, int]
     licences: Mapping[str, int]
     broken_lines: Mapping[str, tuple[int, ...]]
+    other_domains: Mapping[str, int] = field(default_factory=dict)
+    """Rows left out because they state another domain, by that domain."""
 
     @property
     def broken(self) -> int:
@@ -74,8 +95,8 @@ def load_sources(domain: str, folder: Path) -> DomainSources:
     """Read ``<folder>/<domain>.yaml``.
 
     Raises:
-        CogumiError: no such file, not YAML, an unknown key or family, a weight that is no positive number, a
-            file that does not exist or lies outside the folder, no source at all; with file, key and nearest.
+        CogumiError: no such file, not YAML, an unknown key, family or mapping, a weight or limit that is no
+            positive number, a local file that does not exist, no source at all; with file, key and nearest.
     """
     path = folder / f"{domain}.yaml"
     if not path.is_file():
@@ -86,75 +107,128 @@ def load_sources(domain: str, folder: Path) -> DomainSources:
     except yaml.YAMLError as error:
         raise CogumiError(f"{path} is not YAML: {error}", "mend the line that the message names") from None
     if not isinstance(data, dict):
-        raise CogumiError(f"{path} holds no mapping", "give it the keys families and files")
+        raise CogumiError(f"{path} holds no mapping", f"give it the keys {', '.join(KEYS)}")
     for key in data:
         if key not in KEYS:
             raise CogumiError(f"{path}: unknown key {key!r}", nearest(str(key), KEYS))
-    families = dict(_family(path, entry) for entry in _list_of(path, data, "families"))
-    files = tuple(_file(path, folder, entry) for entry in _list_of(path, data, "files"))
-    if not families and not files:
-        raise CogumiError(f"{path} names no source", "add a family under families, or a JSONL file under files")
-    return DomainSources(domain, path, families, files)
+    sources = DomainSources(
+        domain,
+        path,
+        dict(_family(path, entry) for entry in _list_of(path, data, "families")),
+        tuple(_entry(path, "files", FileSource, "path", entry) for entry in _list_of(path, data, "files")),
+        tuple(_entry(path, "datasets", HubDataset, "name", entry) for entry in _list_of(path, data, "datasets")),
+    )
+    for file in sources.files:
+        if not file.path.startswith(S3):  # a bucket is asked when it is read
+            _named_in(path, "files", partial(find_files, file.path, folder))
+    if not (sources.families or sources.files or sources.datasets):
+        raise CogumiError(f"{path} names no source", "add a family, a file or a dataset")
+    return sources
 
 
 def draw_source_examples(domain: str, folder: Path, count: int, seed: int) -> tuple[list[Task], SourcesReport]:
     """``count`` distinct tasks of the splits train and validation, 30/50/20 easy/medium/hard, and what they are.
 
-    Fewer come back where all sources are exhausted. A broken line of a file is counted and the rest kept.
+    Fewer come back where all sources are exhausted. Broken rows are counted and the rest kept; so are rows that state
+    another domain. A row that states no difficulty counts as medium.
 
     Raises:
-        CogumiError: see ``load_sources``; also a row with an unknown key (file, line, key, nearest).
+        CogumiError: see ``load_sources``, ``read_records`` and ``read_dataset``.
     """
     sources = load_sources(domain, folder)
     pools: dict[str, tuple[float, Pool]] = {
         name: (weight, family_pool(name, seed)) for name, weight in sources.families.items()
     }
-    broken: dict[str, tuple[int, ...]] = {}
-    for path in sources.files:
-        rows, lines = read_source_file(path, domain)
-        if lines:
-            broken[path.name] = lines
-            log.warning("%s: %d broken line(s) left out: %s", path, len(lines), ", ".join(map(str, lines[:10])))
-        pools[f"{FILE_FAMILY}:{path.name}"] = (1.0, partial(_from_rows, rows))
+    tally, others = Tally(), Counter[str]()
+    for source, weight, records in _records(sources, folder, tally):
+        rows: dict[str, Task] = {}
+        for record in records:
+            if record.domain == domain:
+                task = task_of(record, domain)
+                rows.setdefault(task.id, task)
+            else:
+                others[str(record.domain)] += 1
+        _warn_of_licences(source, rows.values())
+        pools[f"{FILE_FAMILY}:{len(pools)}:{source}"] = (weight, partial(_from_rows, list(rows.values())))
+    broken = {name: tuple(numbers) for name, numbers in tally.broken.items()}
+    for name, numbers in broken.items():
+        log.warning("%s: %d broken row(s) left out: %s", name, len(numbers), ", ".join(map(str, numbers[:10])))
     tasks = draw_from(pools, count, _SPLITS)
     if len(tasks) < count:
         log.warning("%s: the sources hold only %d of the %d tasks asked for", domain, len(tasks), count)
-    return tasks, _report(domain, count, tasks, broken)
+    return tasks, _report(domain, count, tasks, broken, others)
 
 
-def read_source_file(path: Path, domain: str) -> tuple[list[Task], tuple[int, ...]]:
-    """A user's JSONL file as tasks without a verifier, and the numbers of its broken lines.
+def task_of(record: SourceRecord, domain: str) -> Task:
+    """A record as a task without a verifier; its payload says which row it was."""
+    row: dict[str, Any] = {"row": record.row}
+    if record.revision:
+        row["revision"] = record.revision
+    return Task(
+        domain=domain,
+        family=FILE_FAMILY,
+        difficulty=record.difficulty or "medium",
+        prompt=record.instruction,
+        payload=row,
+        solution=record.response,
+        source=record.source,
+        licence=record.licence,
+    )
 
-    Broken is a line that is not a JSON object, has no instruction, or has an unknown difficulty.
-    """
-    if not path.is_file():
-        raise CogumiError(f"there is no file {path}", "check the path in the sources' YAML file")
-    tasks: dict[str, Task] = {}
-    _, report = read_jsonl_tolerant(path)
-    broken = set(report.broken_lines)
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if number in broken or not line.strip():
-                continue
-            task = _task_of(path, number, json.loads(line.decode("utf-8")), domain)
-            if task is None:
-                broken.add(number)
-            else:
-                tasks.setdefault(task.id, task)
-    return list(tasks.values()), tuple(sorted(broken))
+
+def _records(sources: DomainSources, folder: Path, tally: Tally) -> Iterator[tuple[str, float, Iterator[SourceRecord]]]:
+    """Name, weight and records of each file and dataset."""
+    for file in sources.files:
+        read = read_records(file.path, file.mapping, sources.domain, licence=file.licence, folder=folder, tally=tally)
+        yield file.path, file.weight, islice(read, file.limit)
+    for dataset in sources.datasets:
+        yield dataset.name, dataset.weight, read_dataset(dataset, sources.domain, tally)
+
+
+def _warn_of_licences(source: str, tasks: Iterable[Task]) -> None:
+    refused = Counter(task.licence for task in tasks if declared(task.licence))
+    for licence, number in refused.items():
+        log.warning(
+            "%s: %d row(s) are under %s. Curation drops them unless dataset.filters.licences names it", source, number,
+            licence,
+        )  # fmt: skip
 
 
 def sources_version(domain: str, folder: Path) -> str:
-    """SHA-256 (hex) over the YAML file, each file that it names and the versions of its families."""
+    """SHA-256 (hex) over the YAML file, each file that it names and the versions of its families.
+
+    Of S3 objects it is their entity tags; of a dataset its entry, so that a pinned revision is a version.
+    """
     sources = load_sources(domain, folder)
     digest = hashlib.sha256()
     parts: list[tuple[str, bytes]] = [(sources.path.name, sources.path.read_bytes())]
-    parts += [(path.name, path.read_bytes()) for path in sources.files]
+    for file in sources.files:
+        if file.path.startswith(S3):
+            parts += [(name, tag.encode()) for name, tag in sorted(s3_objects(file.path).items())]
+        else:
+            parts += [(Path(name).name, _hash(name)) for name in find_files(file.path, folder)]
     parts += [(name, _version_of(name).encode()) for name in sources.families]
     for name, content in parts:
         digest.update(f"{name}\n{len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+LARGE = 1 << 24
+"""Bytes from which a file is hashed again only when its size or time changes: a sensor asks every minute."""
+
+
+def _hash(name: str) -> bytes:
+    found = Path(name).stat()
+    if found.st_size < LARGE:
+        return hashlib.sha256(Path(name).read_bytes()).digest()
+    return _hash_of_large(name, found.st_size, found.st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _hash_of_large(name: str, size: int, changed: int) -> bytes:
+    with Path(name).open("rb") as content:
+        return hashlib.file_digest(content, "sha256").digest()
 
 
 def _version_of(family: str) -> str:
@@ -184,55 +258,50 @@ def _family(path: Path, entry: Any) -> tuple[str, float]:
         if key not in ("name", "weight"):
             raise CogumiError(f"{path}: families: unknown key {key!r}", nearest(str(key), ("name", "weight")))
     name, weight = entry["name"], entry.get("weight", 1)
-    try:
-        get_family(str(name))
-    except CogumiError as error:
-        raise CogumiError(f"{path}: families: {error.problem}", error.mend) from None
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-        raise CogumiError(f"{path}: families: the weight of {name} is {weight!r}", "give a number greater than 0")
+    _named_in(path, "families", partial(get_family, str(name)))
+    _positive(f"{path}: families: the weight of {name}", weight)
     return str(name), float(weight)
 
 
-def _file(path: Path, folder: Path, entry: Any) -> Path:
-    if not isinstance(entry, str):
-        raise CogumiError(f"{path}: files: {entry!r} is no path", "give a path relative to the folder")
-    file = folder / entry
-    if not file.resolve().is_relative_to(folder.resolve()):
-        raise CogumiError(f"{path}: files: {entry} lies outside {folder}", "put the file into the folder")
-    if not file.is_file():
-        near = nearest(entry, (other.name for other in folder.glob("*.jsonl")))
-        raise CogumiError(f"{path}: files: there is no {entry} in {folder}", near)
-    return file
+def _entry(path: Path, key: str, kind: Callable[..., T], first: str, entry: Any) -> T:
+    """An entry of files or datasets: its first field alone, or a mapping of the fields of ``kind``."""
+    given = {first: entry} if isinstance(entry, str) else entry
+    if not isinstance(given, dict) or not isinstance(given.get(first), str):
+        raise CogumiError(f"{path}: {key}: {entry!r} has no {first}", f"give a {first}, alone or with other fields")
+    known = [one.name for one in fields(kind)]  # type: ignore[arg-type]
+    for name, value in given.items():
+        where = f"{path}: {key}: {given[first]}"
+        if name not in known:
+            raise CogumiError(f"{where}: unknown key {name!r}", nearest(str(name), known))
+        if name in ("limit", "weight"):
+            _positive(f"{where}: {name}", value, whole=name == "limit")
+        elif not isinstance(value, str):
+            raise CogumiError(f"{where}: {name} is {value!r}", "give a text, in quotation marks where it is a number")
+    if "mapping" in given:
+        _named_in(path, key, partial(mapping_named, given["mapping"]))
+    return kind(**given)
 
 
-def _task_of(path: Path, number: int, row: Mapping[str, Any], domain: str) -> Task | None:
-    for key in row:
-        if key not in ROW_KEYS:
-            raise CogumiError(f"{path}: line {number}: unknown key {key!r}", nearest(key, ROW_KEYS))
-    instruction, extra = row.get("instruction"), row.get("input") or ""
-    response = row.get("response") or row.get("output")
-    difficulty = row.get("difficulty") or "medium"
-    texts = (instruction, extra, response or "", difficulty)
-    if not all(isinstance(text, str) for text in texts) or not str(instruction).strip():
-        return None
-    if difficulty not in DIFFICULTIES:
-        return None
-    return Task(
-        domain=domain,
-        family=FILE_FAMILY,
-        difficulty=difficulty,
-        prompt=f"{instruction}\n{extra}".strip(),
-        solution=response,
-        source=path.name,
-        licence=str(row.get("licence") or row.get("license") or UNKNOWN_LICENCE),
-    )
+def _positive(where: str, value: Any, *, whole: bool = False) -> None:
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not 0 < value < float("inf"):
+        raise CogumiError(f"{where} is {value!r}", f"give a {'whole ' if whole else ''}number greater than 0")
+
+
+def _named_in(path: Path, key: str, look_up: Callable[[], T]) -> T:
+    """What a look-up finds; its error says in which file and key the name stands."""
+    try:
+        return look_up()
+    except CogumiError as error:
+        raise CogumiError(f"{path}: {key}: {error.problem}", error.mend) from None
 
 
 def _from_rows(rows: list[Task], number: int, difficulty: Difficulty) -> list[Task]:
     return [task for task in rows if task.difficulty == difficulty][:number]
 
 
-def _report(domain: str, wanted: int, tasks: list[Task], broken: Mapping[str, tuple[int, ...]]) -> SourcesReport:
+def _report(
+    domain: str, wanted: int, tasks: Sequence[Task], broken: Mapping[str, tuple[int, ...]], others: Mapping[str, int]
+) -> SourcesReport:
     return SourcesReport(
         domain=domain,
         wanted=wanted,
@@ -243,4 +312,5 @@ def _report(domain: str, wanted: int, tasks: list[Task], broken: Mapping[str, tu
         sources=dict(Counter(task.source for task in tasks)),
         licences=dict(Counter(task.licence for task in tasks)),
         broken_lines=broken,
+        other_domains=dict(others),
     )

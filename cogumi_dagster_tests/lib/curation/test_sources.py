@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cogumi_dagster.lib.curation.sources import draw_source_examples, load_sources, read_source_file, sources_version
+from cogumi_dagster.lib.curation.sources import draw_source_examples, load_sources, sources_version
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks import families_of, verify
@@ -46,13 +46,47 @@ def test_files_broken_lines_and_rest(tmp_path: Path) -> None:
     mine = [task for task in tasks if task.family == "file"]
     assert mine and all(task.licence == "MIT" and task.source == "mine.jsonl" for task in mine)
     assert mine[0].solution == "yes" and verify(mine[0], "yes").passed is None
+    assert {task.payload["row"] for task in mine} <= {1, *range(7, 46)}
     assert all(task.split != "test" for task in tasks)
 
 
-def test_alpaca_input_is_part_of_the_prompt_and_doubles_go(tmp_path: Path) -> None:
-    _write(tmp_path, "files: [mine.jsonl]", [{"instruction": "Translate.", "input": "Haus", "output": "house"}] * 2)
-    tasks, broken = read_source_file(tmp_path / "mine.jsonl", "math")
-    assert [task.prompt for task in tasks] == ["Translate.\nHaus"] and broken == ()
+def test_files_of_any_kind_datasets_and_weights(tmp_path: Path) -> None:
+    dataset = tmp_path / "hub"
+    dataset.mkdir()
+    rows = [{"query": f"{n} + 2?", "response": "It is so.", "type": "x"} for n in range(60)]
+    (dataset / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "part").mkdir()
+    (tmp_path / "part" / "a.csv").write_text("question,answer\n" + "".join(f"{n} - 1?,less\n" for n in range(60)))
+    folder = _write(
+        tmp_path,
+        f"files: [{{path: 'part/*.csv', licence: CC0, weight: 3, limit: 50}}]\n"
+        f"datasets: [{{name: '{dataset}', mapping: metamath, licence: MIT, limit: 40}}]\n",
+    )
+    tasks, report = draw_source_examples("math", folder, 40, 0)
+    assert report.sources == {"part/a.csv": 30, str(dataset): 10} and report.licences == {"CC0": 30, "MIT": 10}
+    assert report.difficulties == {"medium": 40} and len({task.id for task in tasks}) == 40
+    assert max(task.payload["row"] for task in tasks) <= 51
+
+
+def test_rows_of_another_domain_are_counted_not_taken(tmp_path: Path) -> None:
+    rows: list[object] = [{"question": f"Q{n}?", "domain": "Math" if n % 2 else "Coding"} for n in range(40)]
+    _, report = draw_source_examples("math", _write(tmp_path, "files: [mine.jsonl]", rows), 10, 0)
+    assert report.drawn == 10 and report.other_domains == {"code": 20}
+
+
+def test_licences_that_curation_drops_are_told_before_money_is_spent(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[object] = [{"instruction": f"Q{n}", "licence": "CC BY-NC 4.0"} for n in range(5)]
+    draw_source_examples("math", _write(tmp_path, "files: [mine.jsonl]", rows), 4, 0)
+    assert "5 row(s) are under CC BY-NC 4.0" in caplog.text and "filters.licences" in caplog.text
+
+
+def test_doubles_are_drawn_once(tmp_path: Path) -> None:
+    rows: list[object] = [{"instruction": "Add.", "input": f"1 + {n}", "output": "more"} for n in range(20)]
+    tasks, _ = draw_source_examples("math", _write(tmp_path, "files: [mine.jsonl]", rows * 2), 50, 0)
+    prompts = [task.prompt for task in tasks]
+    assert 10 < len(prompts) == len(set(prompts)) <= 20 and set(prompts) <= {f"Add.\n1 + {n}" for n in range(20)}
     assert tasks[0].licence == "not stated" and tasks[0].difficulty == "medium"
 
 
@@ -72,7 +106,13 @@ def test_a_short_source_gives_what_it_has(tmp_path: Path) -> None:
         ("families: [{name: gcd, weight: true}]", "weight of gcd", "greater than 0"),
         ("families: gcd", "not a list", "- "),
         ("files: [none.jsonl]", "none.jsonl", "known"),
-        ("files: [../x.jsonl]", "outside", "into the folder"),
+        ("files: [{mapping: dolly}]", "has no path", "path"),
+        ("files: [{path: mine.jsonl, maping: dolly}]", "unknown key 'maping'", "mapping"),
+        ("files: [{path: '*.x', mapping: doly}]", "no mapping 'doly'", "dolly"),
+        ("files: [{path: a.jsonl, limit: 1.5}]", "limit is 1.5", "whole number"),
+        ("datasets: [{name: a/b, weight: -1}]", "weight is -1", "greater than 0"),
+        ("datasets: [{name: a/b, revision: 3}]", "revision is 3", "quotation marks"),
+        ("datasets: [3]", "3 has no name", "name"),
         ("files: []", "names no source", "family"),
         ("[1]", "no mapping", "families"),
         ("a: [", "not YAML", "line"),
@@ -83,13 +123,6 @@ def test_mistakes_are_named_with_their_mend(tmp_path: Path, text: str, problem: 
         load_sources("math", _write(tmp_path, text))
     assert problem in caught.value.problem and "math.yaml" in caught.value.problem
     assert mend in caught.value.mend
-
-
-def test_unknown_key_of_a_row_names_file_line_and_nearest(tmp_path: Path) -> None:
-    _write(tmp_path, "files: [mine.jsonl]", [{"instruction": "a"}, {"instruction": "b", "respones": "c"}])
-    with pytest.raises(CogumiError, match=r"mine\.jsonl: line 2: unknown key 'respones'") as caught:
-        draw_source_examples("math", tmp_path, 5, 0)
-    assert "response" in caught.value.mend
 
 
 def test_missing_domain_is_told_the_nearest(tmp_path: Path) -> None:
@@ -107,4 +140,8 @@ def test_version_follows_yaml_files_and_family_versions(tmp_path: Path, monkeypa
     versions.append(sources_version("math", folder))
     monkeypatch.setattr("cogumi_dagster.lib.tasks.scheduling.Scheduling.version", "2")
     versions.append(sources_version("math", folder))
-    assert versions[0] == versions[1] and len(set(versions)) == 4
+    (folder / "math.yaml").write_text("files: ['*.jsonl']\ndatasets: [{name: a/b, revision: v1}]\n")
+    versions.append(sources_version("math", folder))  # no network for a dataset
+    (folder / "more.jsonl").write_text('{"instruction": "c"}\n')
+    versions.append(sources_version("math", folder))
+    assert versions[0] == versions[1] and len(set(versions)) == 6
