@@ -77,6 +77,7 @@ class TeachingConfig(Section):
     mix: Mapping[Domain, tuple[DomainTeachers, ...]] = Field(default_factory=dict)
     concurrency: Count = 4
     max_usd_per_run: float = 0.0
+    max_usd_per_month: float | None = Field(None, description="over all runs of the store; none when left out")
     on_doubt: Literal["ask", "retry", "skip"] = "retry"
     max_tokens: Count = 192
     judge: str = "rules"
@@ -88,16 +89,20 @@ class FilterConfig(Section):
     min_tokens: Count = 12
     max_tokens: Count = 512
     languages: tuple[str, ...] = ("en",)
+    licences: tuple[str, ...] = Field((), description="restrictive licences that are accepted, such as CC-BY-NC-4.0")
 
 
 class DedupConfig(Section):
-    """MinHash-LSH. 16 bands of 8 rows find a pair at Jaccard 0.8 with probability 0.95."""
+    """MinHash-LSH. 20 bands of 6 rows find a pair at Jaccard 0.8 with probability 0.998."""
 
     threshold: Share = 0.8
     shingle: Count = 3
     permutations: Count = 128
-    bands: Count = 16
+    bands: Count = 20
     keep: Literal["best", "first"] = "best"
+    engine: Literal["native", "ray", "datasketch"] = Field(
+        "native", description="native: compiled, all cores; ray: the same on a cluster; datasketch: the slow reference"
+    )
 
 
 class DatasetConfig(Section):

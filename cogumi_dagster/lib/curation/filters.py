@@ -1,23 +1,29 @@
 """The curation filters: each says why it drops a row, and the first reason wins.
 
-In order: ``malformed``, ``quality``, ``pii``, ``offensive``, ``licence``, ``repetition``, ``tokens``, ``language``. The
-cheap come first; tokens are counted for all rows still there at once; the language detector sees only texts that do
-not read as plain English. Order decides only which reason is given, never which rows stay.
+In order: ``malformed``, ``quality``, ``pii``, ``offensive``, ``licence``, ``copy``, ``repetition``, ``tokens``,
+``language``. The cheap come first, for many rows in several processes; tokens are counted for all rows still there at
+once; the language detector sees only texts that do not read as plain English. Order decides only which reason is
+given, never which rows stay, and the number of processes decides nothing.
 """
 
-import functools
-import hashlib
 import logging
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
-from cogumi_dagster.lib.curation.language import foreign_language, known_languages
+from cogumi_dagster.lib.curation.copies import copies
+from cogumi_dagster.lib.curation.language import detect, doubtful_prose, known_languages
+from cogumi_dagster.lib.curation.licences import licence
+from cogumi_dagster.lib.curation.offence import offensive
 from cogumi_dagster.lib.curation.pii import pii
+from cogumi_dagster.lib.curation.repetition import repetition
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.profile import FilterConfig
 
@@ -26,6 +32,9 @@ log = logging.getLogger(__name__)
 CountTokens = Callable[[list[str]], list[int]]
 """Tokens of each text, in the student's tokenizer."""
 
+PARALLEL_FROM = 20_000
+"""Rows from which more processes pay: starting them takes about a second."""
+CHUNK = 2_000
 EXAMPLES_PER_REASON = 3
 EXCERPT = 120
 PRIVATE = ("pii", "offensive")
@@ -50,15 +59,22 @@ class CurationReport:
 
 
 def curate(
-    rows: Sequence[Mapping[str, Any]], config: FilterConfig, quality_threshold: float, count_tokens: CountTokens
+    rows: Sequence[Mapping[str, Any]],
+    config: FilterConfig,
+    quality_threshold: float,
+    count_tokens: CountTokens,
+    workers: int | None = None,
 ) -> tuple[list[dict[str, Any]], CurationReport]:
     """The rows that pass every filter, each with ``tokens`` (of instruction and response), and the report.
+
+    ``workers`` are processes for the filters that look at texts; left out, one for each core where it pays.
 
     Raises:
         CogumiError: bounds that leave nothing, an unknown language code, a token counter that lost texts.
     """
     _check(config)
-    reasons = [row_reason(row, quality_threshold) for row in rows]
+    verdicts = _text_verdicts(rows, config, quality_threshold, workers)
+    reasons: list[str | None] = [reason for reason, _ in verdicts]
     alive = [number for number, reason in enumerate(reasons) if reason is None]
     counts = count_tokens([f"{_prompt(rows[n])}\n{rows[n]['response']}" for n in alive])
     if len(counts) != len(alive):
@@ -66,11 +82,13 @@ def curate(
             f"{len(counts)} token counts for {len(alive)} texts", "count_tokens must answer for each text"
         )
     tokens = dict(zip(alive, counts, strict=True))
-    kept: list[dict[str, Any]] = []
     for number in alive:
-        reasons[number] = _tokens(tokens[number], config) or _language(rows[number], config)
-        if reasons[number] is None:
-            kept.append({**rows[number], "tokens": tokens[number]})
+        reasons[number] = _tokens(tokens[number], config)
+    asked = [(n, prose) for n in alive if reasons[n] is None for prose in verdicts[n][1]]
+    for (number, _), code in zip(asked, detect([prose for _, prose in asked], config.languages), strict=True):
+        if code and reasons[number] is None:
+            reasons[number] = f"language:{code}"
+    kept = [{**rows[n], "tokens": tokens[n]} for n in alive if reasons[n] is None]
     report = _report(rows, reasons, kept)
     log.info("curation: kept %d of %d rows; dropped %s", report.kept, report.rows, report.dropped_by_filter)
     return kept, report
@@ -88,13 +106,51 @@ def _check(config: FilterConfig) -> None:
             raise CogumiError(f"filters: unknown language {code!r}", nearest(code, known_languages()))
 
 
-def row_reason(row: Mapping[str, Any], quality_threshold: float) -> str | None:
-    """Why a row is dropped before its tokens and language are looked at, or None."""
-    reason = malformed(row) or _quality(row, quality_threshold)
+Verdict = tuple[str | None, tuple[str, ...]]
+"""Why a row is dropped before its tokens are counted, or None; and the prose whose language must be asked. Response and
+prompt are apart: an English question answered in French is half English."""
+
+
+def _text_verdicts(
+    rows: Sequence[Mapping[str, Any]], config: FilterConfig, threshold: float, workers: int | None
+) -> list[Verdict]:
+    """A verdict on each row, in order."""
+    judge = partial(_chunk_verdicts, config=config, threshold=threshold)
+    workers = workers or (len(os.sched_getaffinity(0)) if len(rows) >= PARALLEL_FROM else 1)
+    if workers == 1:
+        return judge(rows)
+    chunks = [[_slim(row) for row in rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK)]
+    # Spawned, not forked: the parent has the tokenizer's threads.
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        return [verdict for verdicts in pool.map(judge, chunks) for verdict in verdicts]
+
+
+def _slim(row: Mapping[str, Any]) -> dict[str, Any]:
+    """What the filters read of a row, for another process."""
+    task = row.get("task")
+    slim = {key: row.get(key) for key in ("response", "quality", "finish_reason")}
+    return slim | {"task": {key: task.get(key) for key in ("prompt", "licence")} if isinstance(task, Mapping) else None}
+
+
+def _chunk_verdicts(rows: Sequence[Mapping[str, Any]], config: FilterConfig, threshold: float) -> list[Verdict]:
+    return [_verdict(row, config, threshold) for row in rows]
+
+
+def _verdict(row: Mapping[str, Any], config: FilterConfig, threshold: float) -> Verdict:
+    if reason := malformed(row) or _quality(row, threshold):
+        return reason, ()
+    prompt, response = _prompt(row), row["response"]
+    text = f"{prompt}\n{response}"
+    reason = (
+        pii(text)
+        or offensive(text)
+        or licence(row["task"].get("licence"), text, config.licences)
+        or copies(prompt, response)
+        or repetition(response)
+    )
     if reason:
-        return reason
-    text = f"{_prompt(row)}\n{row['response']}"
-    return pii(text) or offensive(text) or licence(row["task"].get("licence"), text) or repetition(row["response"])
+        return reason, ()
+    return None, tuple(filter(None, (doubtful_prose(side, config.languages) for side in (response, prompt))))
 
 
 def _prompt(row: Mapping[str, Any]) -> str:
@@ -123,9 +179,9 @@ def malformed(row: Mapping[str, Any]) -> str | None:
         return "malformed:echo"
     if CONTROL.search(prompt) or CONTROL.search(response):
         return "malformed:encoding"
-    if CHAT_MARKER.search(prompt) or CHAT_MARKER.search(response):
+    if any("<|" in text and CHAT_MARKER.search(text) for text in (prompt, response)):
         return "malformed:chat-template"
-    if sum(line.lstrip().startswith("```") for line in response.splitlines()) % 2:
+    if "```" in response and sum(line.lstrip().startswith("```") for line in response.splitlines()) % 2:
         return "malformed:open-code-fence"
     return None
 
@@ -138,132 +194,6 @@ def _quality(row: Mapping[str, Any], threshold: float) -> str | None:
     return f"quality:{total:.1f}" if total < threshold else None
 
 
-# --- offence
-
-WORD = re.compile(r"[^\W\d_]+")
-OFFENSIVE = Path(__file__).with_name("offensive.sha256")
-"""The first 16 hex digits of SHA-256 of lower-case slurs that have no other meaning: a list nobody has to read."""
-
-
-@functools.cache
-def offensive_hashes() -> frozenset[str]:
-    return frozenset(OFFENSIVE.read_text(encoding="ascii").split())
-
-
-@functools.lru_cache(maxsize=1 << 17)
-def _is_slur(word: str) -> bool:
-    return hashlib.sha256(word.encode()).hexdigest()[:16] in offensive_hashes()
-
-
-def offensive(text: str) -> str | None:
-    """A slur, as a whole word."""
-    return "offensive" if any(_is_slur(word) for word in set(WORD.findall(text.lower()))) else None
-
-
-# --- licences
-
-LICENCE_MARKERS = {
-    "agpl-header": r"under the terms of the GNU Affero General Public|SPDX-License-Identifier:\s*AGPL",
-    "gpl-header": r"under the terms of the GNU (?:Lesser )?General Public|SPDX-License-Identifier:\s*L?GPL",
-    "non-commercial": r"SPDX-License-Identifier:\s*CC-BY-NC"
-    r"|licensed under (?:a |the )?(?:Creative Commons|CC)[- ](?:Attribution|BY)[- ]NonCommercial",
-    "all-rights-reserved": r"(?:copyright|\(c\)|©)[^\n]{0,80}all rights reserved",
-    "confidential": r"proprietary and confidential|unauthori[sz]ed copying of this file",
-}
-"""Notices that travel with copied text. The mere name of a licence is a subject to write about."""
-MARKERS = {name: re.compile(pattern, re.I) for name, pattern in LICENCE_MARKERS.items()}
-PERMISSIVE = re.compile(
-    r"redistribution and use in source and binary forms|apache license|permission is hereby granted", re.I
-)
-"""BSD's own header says "all rights reserved" too."""
-DECLARED = re.compile(r"\b(?:(A?GPL)|CC[ -]BY(?:-SA)?-(N[CD])|(proprietary))", re.I)
-
-
-def licence(declared: object, text: str) -> str | None:
-    """A notice in the text, or a licence declared by the source, that forbids training a model to give away."""
-    if isinstance(declared, str) and (match := DECLARED.search(declared)):
-        return f"licence:declared-{next(filter(None, match.groups())).lower()}"
-    for name, pattern in MARKERS.items():
-        if pattern.search(text) and not (name == "all-rights-reserved" and PERMISSIVE.search(text)):
-            return f"licence:{name}"
-    return None
-
-
-# --- repetition
-
-TOP_NGRAM_LIMITS = ((2, 0.20), (3, 0.18), (4, 0.16))
-DUPLICATE_NGRAM_LIMITS = ((5, 0.15), (6, 0.14), (7, 0.13), (8, 0.12), (9, 0.11), (10, 0.10))
-DUPLICATE_LINES, DUPLICATE_LINE_CHARACTERS = 0.30, 0.20
-DUPLICATE_PARAGRAPHS, DUPLICATE_PARAGRAPH_CHARACTERS = 0.30, 0.20
-"""Rae et al. 2021 (Gopher, arXiv 2112.11446), table A1."""
-GOPHER_MIN_WORDS = 50
-"""Gopher's own lower bound on a document; its shares mean little on fewer words."""
-SHORT_WORDS, SHORT_FACTOR = 300, 2.0
-"""Gopher's n-gram limits are for web documents. Of 5,024 answers of 50 to 300 words (GSM8K, CodeAlpaca, HH-RLHF) they
-drop 11 %, good solutions that repeat their terms; doubled, 0.5 %. A loop is far above either."""
-LINE_MIN_WORDS = 4
-"""Shorter lines (``return false;``, ``}``) repeat in any program."""
-FENCED = re.compile(r"```.*?```", re.S)
-
-
-def repetition(response: str) -> str | None:
-    """Gopher's repetition rules on the prose of a response. Fenced code repeats by nature and is left out."""
-    prose = FENCED.sub("\n", response)
-    words = prose.split()
-    if len(words) < GOPHER_MIN_WORDS:
-        return None
-    paragraphs = [part.strip() for part in re.split(r"\n{2,}", prose.strip())]
-    share, characters = _duplicates(paragraphs)
-    if share > DUPLICATE_PARAGRAPHS or characters > DUPLICATE_PARAGRAPH_CHARACTERS:
-        return "repetition:paragraphs"
-    share, characters = _duplicates(
-        [line.strip() for line in prose.splitlines() if len(line.split()) >= LINE_MIN_WORDS]
-    )
-    if share > DUPLICATE_LINES or characters > DUPLICATE_LINE_CHARACTERS:
-        return "repetition:lines"
-    total = sum(map(len, words)) * (SHORT_FACTOR if len(words) < SHORT_WORDS else 1.0)
-    for size, limit in TOP_NGRAM_LIMITS:
-        gram, count = Counter(zip(*(words[start:] for start in range(size)), strict=False)).most_common(1)[0]
-        if count == 1:
-            return None  # no pair of words comes twice, so no longer n-gram does
-        if count * sum(map(len, gram)) > limit * total:
-            return f"repetition:top-{size}-gram"
-    for size, limit in DUPLICATE_NGRAM_LIMITS:
-        repeated = _repeated_characters(words, size)
-        if not repeated:
-            return None
-        if repeated > limit * total:
-            return f"repetition:duplicate-{size}-grams"
-    return None
-
-
-def _duplicates(parts: list[str]) -> tuple[float, float]:
-    """The share of parts that came before, and their share of the characters."""
-    seen: set[str] = set()
-    count = characters = 0
-    for part in parts:
-        if part in seen:
-            count += 1
-            characters += len(part)
-        seen.add(part)
-    return count / max(1, len(parts)), characters / max(1, sum(map(len, parts)))
-
-
-def _repeated_characters(words: list[str], size: int) -> int:
-    """Characters of word n-grams that came before, none counted twice."""
-    seen: set[tuple[str, ...]] = set()
-    place = characters = 0
-    while place + size <= len(words):
-        gram = tuple(words[place : place + size])
-        if gram in seen:
-            characters += sum(map(len, gram))
-            place += size
-        else:
-            seen.add(gram)
-            place += 1
-    return characters
-
-
 # --- tokens and language
 
 
@@ -271,12 +201,6 @@ def _tokens(count: int, config: FilterConfig) -> str | None:
     if count < config.min_tokens:
         return "tokens:short"
     return "tokens:long" if count > config.max_tokens else None
-
-
-def _language(row: Mapping[str, Any], config: FilterConfig) -> str | None:
-    # Each side alone: an English question answered in French is half English.
-    code = foreign_language(row["response"], config.languages) or foreign_language(_prompt(row), config.languages)
-    return f"language:{code}" if code else None
 
 
 def _report(

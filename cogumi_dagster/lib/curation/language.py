@@ -5,7 +5,10 @@ Of 17,400 English rows of GSM8K, CodeAlpaca and HH-RLHF two were taken for anoth
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from cogumi_dagster.lib.curation.words import words_of
 
 if TYPE_CHECKING:
     from lingua import LanguageDetector
@@ -23,6 +26,8 @@ CONFIDENT = 0.95
 """The detector's confidence in the other language."""
 ENOUGH = 400
 """Characters of prose that the detector sees; its time grows with them, its judgement no longer does."""
+BATCH = 1024
+"""Texts given to the detector at once."""
 ENGLISH = frozenset(
     (  # noqa: SIM905
         "the and of to that with this are you your it be from by have has which what how their they was were will would"
@@ -34,10 +39,11 @@ ENGLISH_SHARE = 0.12
 """Running English is about a third such words; Dutch, Danish or French share two or three of them."""
 FOREIGN_SHARE = 0.04
 """A Latin-script text with more of them than this is not dropped, and the detector not asked."""
-LATIN_WORD = re.compile(r"[a-z]+")
-LETTER = re.compile(r"[^\W\d_]")
 FOREIGN_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
-NOT_PROSE = re.compile(r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|\$[^$\n]*\$|<[^<>\n]*>|\S*[@_/\\=(){}\[\]]\S*", re.S)
+NOT_PROSE = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|\$[^$\n]*\$|<[^<>\n]*>|(?<!\S)[^\s@_/\\=(){}\[\]]*[@_/\\=(){}\[\]]\S*",
+    re.S,
+)
 """Code, addresses, formulas, markup and identifiers."""
 CODE_LINE = re.compile(
     r"^\s*(?:#|//|/?\*|import |from |def |class |return |public |private |SELECT |[{}]).*$|^.*[;{}]\s*$", re.M
@@ -61,23 +67,45 @@ def _detector() -> "LanguageDetector":
 
 def english_share(text: str) -> float:
     """The share of a text's words that are English function words; 0 where Latin letters are the lesser part."""
-    words = LATIN_WORD.findall(text.lower())
-    if len(FOREIGN_LETTER.findall(text)) * 10 > sum(map(len, words)):
-        return 0.0
-    return sum(word in ENGLISH for word in words) / max(1, len(words))
+    words = words_of(text)
+    if not text.isascii():
+        foreign = len(FOREIGN_LETTER.findall(text))
+        if foreign * 10 > sum(map(len, words)) - foreign:
+            return 0.0
+    return len([word for word in words if word in ENGLISH]) / max(1, len(words))
+
+
+def doubtful_prose(text: str, allowed: tuple[str, ...]) -> str:
+    """The start of the prose that the detector must see; "" where a text is plainly allowed, or cannot be judged."""
+    english = "en" in allowed
+    if english and english_share(text) >= ENGLISH_SHARE:
+        return ""
+    prose = NOT_PROSE.sub(" ", CODE_LINE.sub("", text))
+    letters = sum(map(len, words_of(prose)))
+    foreign = 0 if prose.isascii() else len(FOREIGN_LETTER.findall(prose))
+    # No program and no formula is written in Chinese, so its letters count threefold.
+    if letters + 2 * foreign < MIN_LETTERS or letters < MIN_PROSE * sum(map(len, words_of(text))):
+        return ""
+    return "" if english and english_share(prose) > FOREIGN_SHARE else prose[:ENOUGH]
+
+
+def detect(prose: Sequence[str], allowed: tuple[str, ...]) -> list[str | None]:
+    """The ISO 639-1 code of each piece of prose that is surely in none of the allowed languages, on all cores."""
+    found: list[str | None] = []
+    for start in range(0, len(prose), BATCH):
+        for ranked in _detector().compute_language_confidence_values_in_parallel(list(prose[start : start + BATCH])):
+            code = ranked[0].language.iso_code_639_1.name.lower()
+            found.append(code if ranked[0].value >= CONFIDENT and code not in allowed else None)
+    return found
+
+
+def foreign_languages(texts: Sequence[str], allowed: tuple[str, ...]) -> list[str | None]:
+    """The code of the language of each text that is surely in none of ``allowed``, else None."""
+    prose = [doubtful_prose(text, allowed) for text in texts]
+    codes = iter(detect([one for one in prose if one], allowed))
+    return [next(codes) if one else None for one in prose]
 
 
 def foreign_language(text: str, allowed: tuple[str, ...]) -> str | None:
-    """The ISO 639-1 code of the language of ``text`` if it is surely none of ``allowed``, else None."""
-    if english_share(text) >= ENGLISH_SHARE:
-        return None if "en" in allowed or len(text) < MIN_LETTERS else "en"
-    prose = NOT_PROSE.sub(" ", CODE_LINE.sub("", text))
-    letters = len(LETTER.findall(prose))
-    evidence = letters + 2 * len(FOREIGN_LETTER.findall(prose))  # no program and no formula is written in Chinese
-    if evidence < MIN_LETTERS or letters < MIN_PROSE * len(LETTER.findall(text)):
-        return None
-    if "en" in allowed and english_share(prose) > FOREIGN_SHARE:
-        return None
-    best = _detector().compute_language_confidence_values(prose[:ENOUGH])[0]
-    code = best.language.iso_code_639_1.name.lower()
-    return code if best.value >= CONFIDENT and code not in allowed else None
+    """``foreign_languages`` of one text."""
+    return foreign_languages([text], allowed)[0]

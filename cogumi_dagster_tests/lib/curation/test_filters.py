@@ -1,15 +1,23 @@
 """Each filter by what it must drop and what it must not."""
 
 import codecs
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cogumi_dagster.lib.curation.filters import curate, licence, malformed, offensive, repetition
-from cogumi_dagster.lib.curation.language import foreign_language
+from cogumi_dagster.lib.curation.copies import copied_share, copies, longest_quotation
+from cogumi_dagster.lib.curation.filters import curate, malformed
+from cogumi_dagster.lib.curation.language import foreign_language, foreign_languages
+from cogumi_dagster.lib.curation.licences import licence
+from cogumi_dagster.lib.curation.offence import offensive
 from cogumi_dagster.lib.curation.pii import pii
+from cogumi_dagster.lib.curation.repetition import repetition
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.profile import FilterConfig
+from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.profile import FilterConfig, read_profile
+
+SAMPLES = Path(__file__).parents[3] / "bench" / "language_samples.jsonl"
 
 PLAIN = FilterConfig(min_tokens=3, max_tokens=400)
 
@@ -41,7 +49,20 @@ def words(texts: list[str]) -> list[int]:
         ("my card is 4539578763621486,", "pii:card"),
         ("amex 3782-822463-10005", "pii:card"),
         ("SSN: 536-90-4399", "pii:national-id"),
+        ("NINO AB 12 34 56 C on the form", "pii:national-id"),
+        ("mi DNI es 45872103Y", "pii:national-id"),
+        ("NIE X4829374H, gracias", "pii:national-id"),
+        ("numéro 2 84 05 75 115 423 54", "pii:national-id"),
+        ("codice RSSMRA85T10A562S", "pii:national-id"),
+        ("meu CPF: 231.002.999-81", "pii:national-id"),
+        ("身份证号 11010519491231002X", "pii:national-id"),
+        ("PESEL 44051401359", "pii:national-id"),
+        ("my Aadhaar is 2341 2341 2346", "pii:national-id"),
+        ("pay to FR76 3000 6000 0112 3456 7890 189", "pii:account"),
         ("the host is 93.184.216.34:8080", "pii:ipv4"),
+        ("ping 2606:2800:220:1:248:1893:25c8:1946", "pii:ipv6"),
+        ("sk_live_4eC39HqLyjWDarjtT1zdp7dc", "pii:key"),
+        ("gsk_" + "a8Jd92kLmQ0pZx7Vb3Nt6Rw1" * 2, "pii:key"),
         ("key = 'sk-proj-9fK2mQ8zLx0aVb7TnR4cWy1D'", "pii:key"),
         ("AKIAQ3EGRT7YUHW2ZK5D", "pii:key"),
         ("token ghp_a8Jd92kLmQ0pZx7Vb3Nt6Rw1Yc5Ef4Gh2Uj9", "pii:key"),
@@ -70,6 +91,10 @@ def test_pii_is_found(text: str, reason: str) -> None:
         "sk-your-api-key-goes-here-please, sk-xxxxxxxxxxxxxxxxxxxxxxxx1, AKIAIOSFODNN7EXAMPLE",
         "desk-management-and-task-management-software-2024",
         "-----BEGIN PUBLIC KEY-----",
+        "44051401359 and 2341 2341 2346 are numbers like others",
+        "the DNI 12345678Z and the IBAN DE89 3704 0044 0532 0130 00 are the textbooks' examples; 45872103G is wrong",
+        "std::vector a::b, 2001:db8::1, fe80::1, 12:30:45, 00:1a:2b:3c:4d:5e, dead::beef",
+        "Order AB123456 and part RX 12 34 56 Q",
         "On 2024-11-05 at 12:30 we sold 1,234,567 units (3.14 % more) in 48 states.",
     ],
 )
@@ -115,6 +140,16 @@ def test_another_language_is_named(text: str, code: str) -> None:
 )
 def test_code_formulas_and_short_texts_are_kept(text: str) -> None:
     assert foreign_language(text, ("en",)) is None
+
+
+def test_five_languages_are_found_with_and_without_code() -> None:
+    """Recall is measured by bench/filters.py; here each language keeps what it has."""
+    samples = read_jsonl(SAMPLES)
+    texts = [sample["text"] for sample in samples] + [f"{sample['text']}\n```\nx = 1\n```" for sample in samples]
+    codes = foreign_languages(texts, ("en",))
+    named = [code == sample["language"] for code, sample in zip(codes, samples * 2, strict=True)]
+    assert len(samples) == 50 and sum(named) >= 95
+    assert foreign_languages(texts, ("de", "en", "es", "fr", "ru", "zh")) == [None] * 100
 
 
 def test_english_is_foreign_where_it_is_not_asked_for() -> None:
@@ -172,12 +207,60 @@ def test_licence_notices_and_declarations(declared: str | None, text: str, reaso
     assert licence(declared, text) == reason
 
 
+def test_a_restrictive_licence_can_be_accepted_by_name() -> None:
+    assert licence("CC-BY-NC-4.0", "fine", ("CC-BY-NC-4.0",)) is None
+    assert licence("CC-BY-NC-SA-4.0", "fine", ("CC-BY-NC-4.0",)) == "licence:declared-nc"
+    rows = [row(licence="CC-BY-NC-4.0")]
+    assert curate(rows, PLAIN, 7.0, words)[1].dropped == {"licence:declared-nc": 1}
+    assert curate(rows, PLAIN.model_copy(update={"licences": ("CC-BY-NC-4.0",)}), 7.0, words)[1].kept == 1
+
+
+# --- copies
+
+PASSAGE = " ".join(f"word{n} and{n % 7}" for n in range(60))
+
+
+def test_a_response_that_gives_the_instruction_back_is_dropped() -> None:
+    assert copies(f"Summarize: {PASSAGE}", f"Sure! {PASSAGE}") == "copy:instruction"
+    assert copied_share(PASSAGE, PASSAGE) == 1.0
+    half = PASSAGE[: len(PASSAGE) // 2] + " " + " ".join(f"other{n}" for n in range(60))
+    assert copies(f"Go on with this: {PASSAGE}", half) is None and 0.4 < copied_share(PASSAGE, half) < 0.6
+    edited = PASSAGE.replace("word1", "verb1").replace("word3", "verb3").replace("word5", "verb5")
+    assert copies(f"Correct: {PASSAGE}", edited) is None, "corrected in many places"
+    assert copies("Say it: how does a kettle work", "how does a kettle work") is None, "too short to be a copy"
+
+
+MIT = """Permission is hereby granted, free of charge, to any person obtaining a copy
+# of this software, subject to the following conditions: the above copyright notice shall be included.
+# IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY CLAIM."""
+
+
+def test_licence_texts_are_found_through_comment_marks_and_their_names_are_not() -> None:
+    assert copies("Write a header", f"# {MIT}") == "copy:licence-mit"
+    said = "The MIT licence begins: Permission is hereby granted, free of charge, to any person. It is short."
+    assert copies("What is the MIT licence?", said) is None
+
+
+def test_a_quoted_page_is_found_and_dialogue_or_a_text_wholly_in_quotes_is_not() -> None:
+    page = " ".join(f"sentence{n}" for n in range(120))
+    around = "It begins like this, and I give it in full for you to read at leisure, with all that belongs to it."
+    for quoted in (f'"{page}"', f"“{page}”", "\n> " + page.replace(" sentence60 ", "\n> sentence60 ") + "\n"):
+        assert copies("Quote it.", f"{around * 2} {quoted} {around}") == "copy:quotation"
+    assert longest_quotation(f'"{page}"') == 0
+    assert longest_quotation(f"{around} ```\nx = '{page}' + \"{page}\"\n``` {around}") == 0
+    dialogue = '"Who is there?" she asked, and waited by the door. ' * 20
+    assert longest_quotation(dialogue + around) < 20
+
+
 def test_a_slur_is_found_as_a_whole_word_in_any_case() -> None:
     assert offensive("The raccoon, the spic-and-span kitchen and the gypsum in Scunthorpe.") is None
     slur = codecs.decode("gbjryurnq", "rot13")
-    assert offensive(f"They called him a {slur.upper()}!") == "offensive"
-    assert offensive(f"They are {slur}s.") == "offensive"
+    assert offensive(f"They called him a {slur.upper()}!") == "offensive:slur"
+    assert offensive(f"They are {slur}s.") == "offensive:slur"
     assert offensive(f"x{slur}y") is None
+    assert offensive(codecs.decode("lbh ner n shpxvat yvne", "rot13")) == "offensive:obscene"
+    assert offensive("Go and kill yourself.") == "offensive:threat"
+    assert offensive("To kill a process use kill -9; the cocktail and Dick Tracy are fine with you.") is None
 
 
 @pytest.mark.parametrize(
@@ -239,6 +322,20 @@ def test_first_reason_wins_and_the_report_adds_up() -> None:
     assert (report.tokens_min, report.tokens_median, report.tokens_max, report.tokens_total) == (12, 12, 12, 24)
     assert report.mean_quality == 8.0
     assert len(counted) == 4  # tokens are counted only for what the cheap filters left
+
+
+def test_processes_change_nothing() -> None:
+    rows = [
+        row(f"Question {n}?", (FRENCH, "Mail jane@acme.org, please.", "It is so. " * 40, f"Because of {n}.")[n % 4])
+        for n in range(4500)
+    ] + [{}]
+    assert curate(rows, PLAIN, 7.0, words, workers=2) == curate(rows, PLAIN, 7.0, words, workers=1)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cluster"])
+def test_full_size_profiles_have_the_specification_s_bounds(name: str) -> None:
+    filters = read_profile(name).dataset.filters
+    assert (filters.min_tokens, filters.max_tokens) == (150, 2048)
 
 
 def test_examples_never_quote_personal_data() -> None:
