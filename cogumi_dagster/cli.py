@@ -68,9 +68,20 @@ def demo(profile: ProfileOption = "quick") -> None:
 
 
 @app.command(rich_help_panel=GRAPH)
-def plan(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
+def plan(
+    what: Annotated[str, typer.Argument(help="'dataset' for the teachers' calls, tokens and dollars.")] = "",
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
     """Say what a run would make and why, how long that took last time, and how large the served file will be."""
+    if what not in ("", "dataset"):
+        raise CogumiError(f"there is no plan of {what!r}", "cogumi plan, or cogumi plan dataset")
     _profile(profile)
+    if what == "dataset":
+        from cogumi_dagster.commands.teachers import show_dataset_plan
+
+        show_dataset_plan(as_json)
+        return
     from cogumi_dagster.commands.graph import show_plan
 
     show_plan(as_json)
@@ -104,12 +115,16 @@ def report(profile: ProfileOption = None) -> None:
 
 
 @app.command(rich_help_panel=GRAPH)
-def ledger(profile: ProfileOption = None) -> None:
-    """Show what the teachers cost, by teacher, domain and day."""
+def ledger(
+    profile: ProfileOption = None,
+    settle: Annotated[str, typer.Option(help="Settle the calls in doubt: retry or skip.")] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Show what the teachers cost, by teacher, domain and day, and the calls in doubt."""
     _profile(profile)
-    from cogumi_dagster.commands.graph import show_ledger
+    from cogumi_dagster.commands.teachers import show_ledger
 
-    show_ledger()
+    show_ledger(settle, as_json)
 
 
 @app.command(rich_help_panel=GRAPH)

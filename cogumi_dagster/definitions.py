@@ -3,11 +3,13 @@
 import dagster as dg
 
 from cogumi_dagster.defs import automation, pipeline
+from cogumi_dagster.defs.dataset.checks import CHECKS
 from cogumi_dagster.defs.graph import ASSETS
 from resources import build_resources
 
 defs = dg.Definitions(
     assets=ASSETS,
+    asset_checks=CHECKS,
     jobs=[*automation.JOBS, pipeline.full_pipeline_job],
     sensors=automation.SENSORS,
     schedules=automation.SCHEDULES,

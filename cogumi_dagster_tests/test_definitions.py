@@ -29,7 +29,8 @@ GRAPH = {
 }
 CHECKS = {
     "source_examples": "drawn_as_asked no_broken_lines",
-    "teacher_responses": "some_answers! answered verified nothing_in_doubt",
+    "teacher_data": "teachers_available",
+    "teacher_responses": "some_answers! answered verified nothing_in_doubt teachers_available cost_within_budget",
     "quality_scores": "mean_quality scores_spread",
     "curated_examples": "some_kept! kept_share",
     "distillation_dataset": """schema_valid! no_near_duplicates! not_contaminated! splits_disjoint!

@@ -8,7 +8,7 @@ import dagster as dg
 
 from cogumi_dagster.lib.inference.llama import LlamaEngine
 from cogumi_dagster.lib.teaching.catalogue import Catalogue, load_catalogue
-from cogumi_dagster.lib.teaching.journal import Journal
+from cogumi_dagster.lib.teaching.journal import JOURNAL_FILE, Journal
 from cogumi_dagster.lib.training.student import package_gguf
 from resources.settings import ProfileResource
 
@@ -44,9 +44,10 @@ class TeachersResource(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     @contextmanager
     def journal(self, folder: Path, run: str) -> Iterator[Journal]:
-        """The journal of a store; ``run`` is the scope of the budget's cap."""
+        """The journal of a store; ``run`` is the scope of the run's cap."""
         folder.mkdir(parents=True, exist_ok=True)
-        with Journal(folder / "teacher_calls.sqlite", run=run) as journal:
+        month_cap = self.settings.profile.teaching.max_usd_per_month
+        with Journal(folder / JOURNAL_FILE, run=run, month_cap_usd=month_cap) as journal:
             yield journal
 
     @contextmanager

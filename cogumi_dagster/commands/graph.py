@@ -1,4 +1,4 @@
-"""``run``, ``demo``, ``plan``, ``status``, ``verify``, ``report``, ``ledger`` and ``dev``."""
+"""``run``, ``demo``, ``plan``, ``status``, ``verify``, ``report`` and ``dev``."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from cogumi_dagster.defs import artifact
 from cogumi_dagster.defs.pipeline import NodeResult, plan, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.report.card import HTML, Table, artifact_table, check_table, number, size
+from cogumi_dagster.lib.report.card import HTML, artifact_table, check_table, size
 from resources.settings import ProfileResource
 
 
@@ -151,25 +151,6 @@ def verify_store() -> int:
 def report_path() -> Path:
     _, _, store = _open()
     return store.get("model_card").path / HTML
-
-
-def show_ledger() -> None:
-    """Spend by teacher, domain and day."""
-    from cogumi_dagster.lib.teaching.journal import Journal
-
-    _, _, store = _open()
-    path = store.root / "teacher_calls.sqlite"
-    if not path.is_file():
-        raise CogumiError("no teacher has been asked yet", "materialize teacher_responses first")
-    with Journal(path) as journal:
-        rows = journal.spend()
-    columns = ("teacher", "domain", "day", "calls", "prompt tokens", "completion tokens", "usd", "in doubt, at most")
-    shown = tuple(
-        (r.teacher, r.domain, r.day, number(r.calls), number(r.prompt_tokens), number(r.completion_tokens),
-         f"{r.usd:.4f}", f"{r.doubt_usd:.4f}")
-        for r in rows
-    )  # fmt: skip
-    print_table(Table("Teachers' calls", "", columns, shown))
 
 
 def open_ui(port: int) -> None:

@@ -35,6 +35,8 @@ TEACHER_DATA = "teacher_data"
 CONFIG_KEY = "cogumi/config"
 CODE_KEY = "cogumi/code_version"
 OWNERS = ["team:cogumi"]
+PIPELINE_TAG = "cogumi/pipeline"
+"""The child runs of one pipeline run carry it, and share its budget for teachers."""
 LOG_EVERY_SECONDS = 15.0
 
 Listener = Callable[[str, str | None, int, int, str], None]
@@ -53,6 +55,7 @@ class Step:
     scratch: Path
     progress: Progress
     run_id: str
+    """The pipeline's where this is a child run of one."""
     store: ArtifactStore
     settings: ProfileResource
     compute: ComputeResource
@@ -142,9 +145,10 @@ def artifact(
                     draft = stack.enter_context(
                         opened.write(name, partition, code_version=code_version, config=chosen, inputs=versions)
                     )
+                    run_id = context.run.tags.get(PIPELINE_TAG, context.run_id)
                     step = Step(
                         settings.profile, partition, inputs, draft.path, scratch, _progress(context, name, partition),
-                        context.run_id, opened, settings, compute, inference, teachers, embeddings,
+                        run_id, opened, settings, compute, inference, teachers, embeddings,
                     )  # fmt: skip
                     report = body(step)
                     metrics = report_json(report)

@@ -6,6 +6,7 @@ for each block of assets and partition. ``cogumi run`` and ``full_pipeline_job``
 
 import os
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 
 import dagster as dg
 
-from cogumi_dagster.defs.artifact import CODE_KEY, CONFIG_KEY, TEACHER_DATA, config_of, teacher_versions
+from cogumi_dagster.defs.artifact import CODE_KEY, CONFIG_KEY, PIPELINE_TAG, TEACHER_DATA, config_of, teacher_versions
 from cogumi_dagster.defs.graph import ASSETS
 from cogumi_dagster.lib.artifacts import ArtifactStore, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError, nearest
@@ -185,6 +186,7 @@ def run_nodes(
 ) -> list[NodeResult]:
     """Materialize every node that has a reason, block by block; what depends on a failure is skipped."""
     specs, todo = _specs(), [node for node in nodes if node.reason]
+    tags = {PIPELINE_TAG: uuid.uuid4().hex, **(tags or {})}
     job = definitions.resolve_implicit_global_asset_job_def()
     results: list[NodeResult] = []
     bad: set[tuple[str, str | None]] = set()
@@ -199,7 +201,7 @@ def run_nodes(
         if not runnable:
             continue
         watch(runnable[0], len(results) + 1, len(todo))
-        outcome = _run_block(job, instance, runnable, tags or {})
+        outcome = _run_block(job, instance, runnable, tags)
         for node in runnable:
             result = outcome[node.asset]
             results.append(result)
@@ -319,7 +321,7 @@ def run_full_pipeline(context: dg.OpExecutionContext) -> None:
         context.instance,
         nodes,
         watch=lambda node, position, total: context.log.info(f"{position} of {total}: {node.label} ({node.reason})"),
-        tags={"cogumi/pipeline": context.run_id},
+        tags={PIPELINE_TAG: context.run_id},
     )
     failed = [result for result in results if result.verdict == "failed"]
     if failed:

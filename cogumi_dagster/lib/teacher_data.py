@@ -21,6 +21,11 @@ def domain_mix(profile: Profile, domain: str) -> tuple[DomainTeachers, ...]:
     return mix
 
 
+def domain_examples(profile: Profile, domain: str) -> int:
+    """How many tasks are drawn for a domain."""
+    return max(8, round(profile.dataset.examples * profile.dataset.mix[domain]))  # type: ignore[index]
+
+
 def teacher_data_version(profile: Profile, domain: str, sources: Path, catalogue: Path) -> str:
     """SHA-256 that changes exactly when this domain's teacher data would."""
     known = load_catalogue(catalogue)

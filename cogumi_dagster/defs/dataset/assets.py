@@ -16,7 +16,8 @@ from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
-from cogumi_dagster.lib.teacher_data import domain_mix, teacher_data_version
+from cogumi_dagster.lib.teacher_data import domain_examples, domain_mix, teacher_data_version
+from cogumi_dagster.lib.teaching.available import judges
 from cogumi_dagster.lib.teaching.teach import ResponseRow, TeachingReport, teach
 from cogumi_dagster.lib.training.student import package_version, token_counter
 from resources.settings import ProfileResource
@@ -49,8 +50,7 @@ def teacher_data(settings: ProfileResource) -> dg.DataVersionsByPartition:
 def source_examples(step: Step) -> SourcesReport:
     """Instructions of one domain, drawn from its task families and the user's own files, with difficulty,
     provenance and licence. Broken lines of a file are counted and located; the rest is kept."""
-    dataset = step.profile.dataset
-    count = max(8, round(dataset.examples * dataset.mix[step.name]))  # type: ignore[index]
+    count = domain_examples(step.profile, step.name)
     tasks, report = draw_source_examples(step.name, step.settings.sources, count, step.profile.seed)
     write_jsonl(step.out / ROWS, (task.to_json() for task in tasks))
     return report
@@ -85,6 +85,7 @@ def teacher_responses(step: Step) -> TeachingReport:
             cap_usd=teaching.max_usd_per_run,
             on_doubt=teaching.on_doubt,
             engine_version=package_version(),
+            later=judges(step.profile),
             progress=step.progress,
         )
     write_jsonl(step.out / ROWS, (dict(row) for row in rows))

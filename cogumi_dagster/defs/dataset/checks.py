@@ -1,6 +1,12 @@
 """What the dataset's assets must show."""
 
+import dagster as dg
+
+from cogumi_dagster.defs.artifact import TEACHER_DATA
 from cogumi_dagster.defs.claims import Claim, ratio
+from cogumi_dagster.lib.teaching.available import check_teachers, teachers_of
+from resources.settings import ProfileResource
+from resources.teachers import TeachersResource
 
 SOURCE_EXAMPLES = (
     Claim(
@@ -20,6 +26,10 @@ TEACHER_RESPONSES = (
     Claim(
         "nothing_in_doubt", lambda m: len(m["in_doubt"]), "calls that may have been paid and not recorded", at_most=0
     ),
+    Claim(
+        "teachers_available", lambda m: len(m["unavailable"]), "teachers of the mix that could not be asked", at_most=0
+    ),
+    Claim("cost_within_budget", lambda m: m["run_usd"] - m["cap_usd"], "dollars spent over the run's cap", at_most=0),
 )
 QUALITY_SCORES = (
     Claim("mean_quality", "mean", "mean score before filtering", at_least="min_mean_quality"),
@@ -37,3 +47,24 @@ DISTILLATION_DATASET = (
     Claim("mix_within_tolerance", lambda m: max(abs(row["deviation"]) for row in m["mix"] + m["difficulty"]), "largest deviation of a domain or difficulty share", at_most="mix_tolerance"),
     Claim("mean_quality", "mean_quality", "mean score after filtering", at_least="min_mean_quality"),
 )  # fmt: skip
+
+
+@dg.asset_check(
+    asset=TEACHER_DATA,
+    description="every teacher and judge that the profile names can be asked: its key is set, its price known, and its "
+    "provider lists its model. Spends nothing; offline it needs no network",
+)
+def teachers_available(settings: ProfileResource, teachers: TeachersResource) -> dg.AssetCheckResult:
+    with teachers.local() as local:
+        found = check_teachers(teachers_of(settings.profile), teachers.catalogue, local)
+    lost = [one for one in found if not one.ok]
+    said = "; ".join(f"teacher {one.name!r} cannot be asked: {one.reason}. Mend: {one.mend}" for one in lost)
+    return dg.AssetCheckResult(
+        passed=not lost,
+        description=said or f"{len(found)} teacher(s) can be asked",
+        metadata={one.name: one.reason for one in found},
+    )
+
+
+CHECKS = [teachers_available]
+"""Those that hold no figure of an artifact's report."""

@@ -44,10 +44,12 @@ class Teacher(Section):
     usd_per_million_output: Price | None = None
     usd_per_million_cached: Price | None = None
     requests_per_minute: Count = 60
+    tokens_per_minute: Count | None = None
     concurrency: Count = 4
     base_url: str | None = None
     api_key_env: str | None = None
     system_prompt: str = ""
+    system_prompt_version: str = ""
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
     reasoning_effort: ReasoningEffort | None = None
     reasoning_tokens: Annotated[int, Field(ge=0)] = 0
@@ -71,14 +73,17 @@ class Teacher(Section):
         return self.usd_per_million_input is not None and self.usd_per_million_output is not None
 
     def wire(self) -> dict[str, Any]:
-        """Everything but prompts and sampling that changes what it answers."""
-        return {
+        """Everything but the prompt's words and sampling that decides what it answers."""
+        parts = {
             "provider": self.provider,
             "model": self.model,
             "base_url": self.base_url,
             "reasoning_effort": self.reasoning_effort,
             "reasoning_tokens": self.reasoning_tokens,
         }
+        if self.system_prompt_version:  # raised, it asks everything anew though the words are the same
+            parts["system_prompt_version"] = self.system_prompt_version
+        return parts
 
     def cost_micros(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> int:
         """Micro-dollars of a call, rounded up. ``cached_tokens`` are part of ``prompt_tokens``.
@@ -113,6 +118,12 @@ def prompt_tokens_at_most(messages: Sequence[Message]) -> int:
     """An upper bound on the tokens of a prompt, for any byte-level tokenizer."""
     size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages)
     return size + MESSAGE_TOKENS * len(messages) + TEMPLATE_TOKENS
+
+
+def prompt_tokens_about(messages: Sequence[Message]) -> int:
+    """About how many tokens a prompt has: four bytes each, the providers' own rule of thumb for English."""
+    size = sum(len(message["content"].encode("utf-8", "surrogatepass")) for message in messages)
+    return size // 4 + MESSAGE_TOKENS * len(messages)
 
 
 def teacher_version(teacher: Teacher, engine_version: str = "") -> str:

@@ -3,53 +3,33 @@
 The promise: a paid answer is never lost once committed, never paid for twice, and the calls whose fate is unknown (the
 process died, or the connection broke, between sending and committing) are listed with their worst cost. There are at
 most `concurrency` of them. To that end an intent row is durable before a call is sent, with its worst case reserved
-against the cap in the same transaction, and the response row is committed before the answer is used.
+against the caps in the same transaction, and the response row is committed before the answer is used.
 
-SQLite in WAL mode, shared by threads and processes. ``synchronous=FULL``, because WAL with NORMAL may lose the last
-commits on power loss (https://www.sqlite.org/pragma.html#pragma_synchronous). Prompts and keys are not stored.
+Shared by threads and processes (see ``journal_file``). Prompts and keys are not stored.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import sqlite3
-import threading
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
-from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.inference.base import Message
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Teacher
+from cogumi_dagster.lib.teaching.journal_file import JournalFile
 from cogumi_dagster.lib.teaching.providers import Answer
 
 OnDoubt = Literal["ask", "retry", "skip"]
-Status = Literal["started", "replayed", "busy", "over budget", "in doubt"]
+Status = Literal["started", "replayed", "busy", "over budget", "over the month's budget", "in doubt"]
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS calls (
-    id INTEGER PRIMARY KEY AUTOINCREMENT,
-    key TEXT NOT NULL,                -- sha256 of all that decides the answer, and the sample's index
-    state TEXT NOT NULL CHECK (state IN ('intent', 'done', 'failed', 'doubt', 'written off', 'skipped')),
-    owner TEXT NOT NULL,              -- the journal object that sent it; its lock file tells whether it lives
-    run TEXT NOT NULL,                -- the scope of the cap
-    teacher TEXT NOT NULL, model TEXT NOT NULL, domain TEXT NOT NULL, task TEXT NOT NULL,
-    worst_micros INTEGER NOT NULL,
-    micros INTEGER NOT NULL,          -- counted against the cap: the worst case until the response is known
-    text TEXT, finish_reason TEXT, prompt_tokens INTEGER, completion_tokens INTEGER, cached_tokens INTEGER,
-    error TEXT,
-    day TEXT NOT NULL DEFAULT (date('now')), at TEXT NOT NULL DEFAULT (datetime('now'))
-);
-CREATE UNIQUE INDEX IF NOT EXISTS one_live_row_a_key ON calls (key) WHERE state IN ('intent', 'done');
-CREATE INDEX IF NOT EXISTS calls_by_key ON calls (key);
-CREATE INDEX IF NOT EXISTS calls_by_run ON calls (run);
-"""
+JOURNAL_FILE = "teacher_calls.sqlite"
+"""Its name in a store."""
+ANSWER = "text, finish_reason, prompt_tokens, completion_tokens, cached_tokens, micros"
+KEYS_A_QUERY = 500
+"""Below SQLite's limit on values in a statement (999 in old builds)."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +78,19 @@ class Spend:
     completion_tokens: int
     usd: float
     doubt_usd: float
+    seconds: float
+    """Mean latency of the answers; 0 where none was measured."""
+
+
+@dataclass(frozen=True)
+class Habit:
+    """What a teacher's answers in a domain came to so far: means over ``calls`` answers."""
+
+    calls: int
+    prompt_tokens: float
+    completion_tokens: float
+    cached_share: float
+    """Share of the prompt tokens billed at the cached price."""
 
 
 def call_key(
@@ -122,44 +115,18 @@ def call_key(
 
 
 class Journal:
-    """A journal file. ``run`` is the scope of the cap: processes that share a run share its budget.
+    """A journal file. ``run`` is the scope of a run's cap: processes that share a run share its budget.
 
-    Raises CogumiError when the file is no journal, or of another version.
+    ``month_cap_usd`` caps what all runs of this file spend in a calendar month (UTC); None for no such cap.
+
+    Raises CogumiError when the file is no journal, or of a later version.
     """
 
-    def __init__(self, path: Path, run: str = "") -> None:
+    def __init__(self, path: Path, run: str = "", *, month_cap_usd: float | None = None) -> None:
         self.path = path
-        self.owner = uuid.uuid4().hex
-        self.run = run or self.owner
-        self._lock = threading.RLock()
-        self._owners = path.with_name(path.name + ".owners")
-        self._owners.mkdir(parents=True, exist_ok=True)
-        # Held for life: the kernel lets go when the process dies, however it dies. No pid that is reused, no clock.
-        self._alive = os.open(self._owners / self.owner, os.O_CREAT | os.O_RDWR, 0o600)
-        fcntl.flock(self._alive, fcntl.LOCK_EX)
-        try:
-            self._db = self._open()
-        except sqlite3.DatabaseError as error:
-            self._release()
-            raise CogumiError(f"{path} is not a journal of calls: {error}", "move that file away") from None
-        except CogumiError:
-            self._release()
-            raise
-
-    def _open(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self.path, timeout=60.0, isolation_level=None, check_same_thread=False)
-        # SQLite does not wait when two processes switch a new file to WAL at once, so they take turns here.
-        with (self._owners / "opening").open("w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)
-            version = int(db.execute("PRAGMA user_version").fetchone()[0])
-            if version not in (0, SCHEMA_VERSION):
-                db.close()
-                raise CogumiError(f"{self.path} is a journal of version {version}", "use the release that wrote it")
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.executescript(SCHEMA)
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-        return db
+        self._file = JournalFile(path)
+        self.run = run or self._file.owner
+        self.month_cap_usd = month_cap_usd
 
     def __enter__(self) -> "Journal":
         return self
@@ -169,34 +136,17 @@ class Journal:
 
     def close(self) -> None:
         """Close the file. Intents still open are in doubt from now on."""
-        with self._lock:
-            self._db.close()
-            self._release()
+        self._file.close()
 
-    def _release(self) -> None:
-        (self._owners / self.owner).unlink(missing_ok=True)
-        os.close(self._alive)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
-
-    def replay(self, key: str) -> Ticket | None:
-        """The committed answer to a call, if there is one."""
-        with self._lock:
-            found = self._db.execute(
-                "SELECT text, finish_reason, prompt_tokens, completion_tokens, cached_tokens, micros"
-                " FROM calls WHERE key = ? AND state = 'done'",
-                (key,),
-            ).fetchone()
-        return None if found is None else Ticket("replayed", answer=Answer(*found[:5]), micros=int(found[5]))
+    def replay(self, keys: Sequence[str]) -> dict[str, Ticket]:
+        """The committed answers to calls, by key; a key without one is left out."""
+        found: dict[str, Ticket] = {}
+        for start in range(0, len(keys), KEYS_A_QUERY):
+            some = keys[start : start + KEYS_A_QUERY]
+            marks = ",".join("?" * len(some))
+            rows = self._file.read(f"SELECT key, {ANSWER} FROM calls WHERE state = 'done' AND key IN ({marks})", some)
+            found |= {row[0]: _replayed(row[1:]) for row in rows}
+        return found
 
     def begin(self, calls: Sequence[Call], *, cap_micros: int, on_doubt: OnDoubt) -> list[Ticket]:
         """Reserve the calls' worst cases and write their intents, all in one durable transaction.
@@ -205,27 +155,34 @@ class Journal:
         ``in doubt`` and not to be sent again under this policy. Free calls are never in doubt: repeating them costs
         nothing.
         """
-        with self._transaction() as db:
-            spent = int(
-                db.execute("SELECT COALESCE(SUM(micros), 0) FROM calls WHERE run = ?", (self.run,)).fetchone()[0]
+        return self._file.write(lambda db: [self._begin(db, call, cap_micros, on_doubt) for call in calls])
+
+    def _begin(self, db: sqlite3.Connection, call: Call, cap_micros: int, on_doubt: OnDoubt) -> Ticket:
+        row = db.execute(f"SELECT {ANSWER} FROM calls WHERE key = ? AND state = 'done'", (call.key,)).fetchone()
+        if row is not None:
+            return _replayed(row)
+        if blocked := self._blocked(db, call, on_doubt):
+            return blocked
+        if call.worst_micros:
+            spent = dict(
+                db.execute(
+                    "SELECT substr(scope, 1, 1), micros FROM spent"
+                    " WHERE scope IN ('run ' || ?, 'month ' || strftime('%Y-%m', 'now'))",
+                    (self.run,),
+                )
             )
-            tickets = []
-            for call in calls:
-                ticket = self.replay(call.key) or self._blocked(db, call, on_doubt)
-                if ticket is None and call.worst_micros and spent + call.worst_micros > cap_micros:
-                    ticket = Ticket("over budget")
-                if ticket is None:
-                    ticket = Ticket("started", row=self._intend(db, call))
-                    spent += call.worst_micros
-                tickets.append(ticket)
-        return tickets
+            if spent.get("r", 0) + call.worst_micros > cap_micros:
+                return Ticket("over budget")
+            if self.month_cap_usd is not None and spent.get("m", 0) + call.worst_micros > self.month_cap_usd * MICROS:
+                return Ticket("over the month's budget")
+        return Ticket("started", row=self._intend(db, call))
 
     def _blocked(self, db: sqlite3.Connection, call: Call, on_doubt: OnDoubt) -> Ticket | None:
         rows = db.execute(
             "SELECT id, state, owner FROM calls WHERE key = ? AND state IN ('intent', 'doubt', 'skipped')", (call.key,)
         ).fetchall()
         for row, state, owner in rows:
-            if state == "intent" and self._lives(str(owner)):
+            if state == "intent" and self._file.lives(str(owner)):
                 return Ticket("busy")
             if call.worst_micros and on_doubt != "retry":
                 return Ticket("in doubt")
@@ -233,7 +190,7 @@ class Journal:
         return None
 
     def _intend(self, db: sqlite3.Connection, call: Call) -> int:
-        shown = (call.key, self.owner, self.run, call.teacher, call.model, call.domain, call.task)
+        shown = (call.key, self._file.owner, self.run, call.teacher, call.model, call.domain, call.task)
         worst = call.worst_micros
         cursor = db.execute(
             "INSERT INTO calls (key, state, owner, run, teacher, model, domain, task, worst_micros, micros)"
@@ -242,45 +199,45 @@ class Journal:
         )
         return int(cursor.lastrowid or 0)
 
-    def finish(self, answers: Sequence[tuple[int, Answer, int]]) -> None:
-        """Commit (row, answer, micro-dollars) of started calls. Only then may the answers be used."""
-        with self._transaction() as db:
-            db.executemany(
-                "UPDATE calls SET state = 'done', micros = ?, text = ?, finish_reason = ?, prompt_tokens = ?,"
-                " completion_tokens = ?, cached_tokens = ? WHERE id = ?",
-                [
-                    (
-                        micros,
-                        _storable(a.text),
-                        a.finish_reason,
-                        a.prompt_tokens,
-                        a.completion_tokens,
-                        a.cached_tokens,
-                        row,
-                    )
-                    for row, a, micros in answers
-                ],
+    def finish(self, answers: Sequence[tuple[int, Answer, int, float]]) -> None:
+        """Commit (row, answer, micro-dollars, seconds) of started calls. Only then may the answers be used."""
+        rows = [
+            (
+                micros,
+                _storable(a.text),
+                a.finish_reason,
+                a.prompt_tokens,
+                a.completion_tokens,
+                a.cached_tokens,
+                seconds,
+                row,
             )
+            for row, a, micros, seconds in answers
+        ]
+        self._file.write(
+            lambda db: db.executemany(
+                "UPDATE calls SET state = 'done', micros = ?, text = ?, finish_reason = ?, prompt_tokens = ?,"
+                " completion_tokens = ?, cached_tokens = ?, seconds = ? WHERE id = ?",
+                rows,
+            )
+        )
 
     def fail(self, rows: Sequence[int], error: str, *, maybe_billed: bool = False) -> None:
         """Close started calls that gave no answer: free of charge, or in doubt at their worst cost."""
         charge = "state = 'doubt'" if maybe_billed else "state = 'failed', micros = 0"
-        with self._transaction() as db:
-            db.executemany(
-                f"UPDATE calls SET {charge}, error = ? WHERE id = ?", [(_storable(error), row) for row in rows]
-            )
+        values = [(_storable(error), row) for row in rows]
+        self._file.write(lambda db: db.executemany(f"UPDATE calls SET {charge}, error = ? WHERE id = ?", values))
 
     def in_doubt(self) -> list[InDoubt]:
         """Calls left open by a dead process or a broken connection, oldest first. Free calls are left out."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id, teacher, domain, task, at, worst_micros, state, owner FROM calls"
-                " WHERE state IN ('intent', 'doubt') AND worst_micros > 0 ORDER BY id"
-            ).fetchall()
+        rows = self._file.read(
+            "SELECT id, teacher, domain, task, at, worst_micros, state, owner FROM calls"
+            " WHERE state IN ('intent', 'doubt') AND worst_micros > 0 ORDER BY id"
+        )
         return [
             InDoubt(row, teacher, domain, task, at, worst / MICROS)
             for row, teacher, domain, task, at, worst, state, owner in rows
-            if state == "doubt" or not self._lives(owner)
+            if state == "doubt" or not self._file.lives(owner)
         ]
 
     def settle(self, policy: OnDoubt) -> list[InDoubt]:
@@ -290,50 +247,57 @@ class Journal:
         out; ``ask`` changes nothing, for a person to decide.
         """
         doubts = self.in_doubt()
-        if policy != "ask":
+        if policy != "ask" and doubts:
             state = "written off" if policy == "retry" else "skipped"
-            with self._transaction() as db:
-                db.executemany(
-                    "UPDATE calls SET state = ? WHERE id = ? AND state IN ('intent', 'doubt')",
-                    [(state, doubt.id) for doubt in doubts],
+            values = [(state, doubt.id) for doubt in doubts]
+            self._file.write(
+                lambda db: db.executemany(
+                    "UPDATE calls SET state = ? WHERE id = ? AND state IN ('intent', 'doubt')", values
                 )
+            )
         return doubts
+
+    def open_elsewhere(self) -> bool:
+        """Whether another living journal of this file has a paid call open, whose rest may come back."""
+        query = "SELECT DISTINCT owner FROM calls WHERE state = 'intent' AND micros > 0 AND owner != ?"
+        return any(self._file.lives(owner) for (owner,) in self._file.read(query, (self._file.owner,)))
 
     def spent_micros(self) -> int:
         """Micro-dollars counted against this run's cap: answers, and the worst case of what is open or lost."""
-        with self._lock:
-            query = "SELECT COALESCE(SUM(micros), 0) FROM calls WHERE run = ?"
-            return int(self._db.execute(query, (self.run,)).fetchone()[0])
+        return self._spent("'run ' || ?", (self.run,))
+
+    def month_micros(self) -> int:
+        """The same for this calendar month (UTC) and all runs."""
+        return self._spent("'month ' || strftime('%Y-%m', 'now')", ())
+
+    def _spent(self, scope: str, values: Sequence[str]) -> int:
+        rows = self._file.read(f"SELECT micros FROM spent WHERE scope = {scope}", values)
+        return int(rows[0][0]) if rows else 0
 
     def spend(self) -> list[Spend]:
         """The whole journal's spend by teacher, domain and day (UTC)."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT teacher, domain, day, SUM(state = 'done'), COALESCE(SUM(prompt_tokens), 0),"
-                " COALESCE(SUM(completion_tokens), 0), SUM(micros * (state = 'done')), SUM(micros * (state != 'done'))"
-                " FROM calls GROUP BY teacher, domain, day ORDER BY day, teacher, domain"
-            ).fetchall()
+        rows = self._file.read(
+            "SELECT teacher, domain, day, SUM(state = 'done'), COALESCE(SUM(prompt_tokens), 0),"
+            " COALESCE(SUM(completion_tokens), 0), SUM(micros * (state = 'done')), SUM(micros * (state != 'done')),"
+            " COALESCE(AVG(seconds), 0) FROM calls GROUP BY teacher, domain, day ORDER BY day, teacher, domain"
+        )
         return [
-            Spend(teacher, domain, day, calls, prompt, completion, micros / MICROS, doubt / MICROS)
-            for teacher, domain, day, calls, prompt, completion, micros, doubt in rows
+            Spend(teacher, domain, day, calls, prompt, completion, micros / MICROS, doubt / MICROS, seconds)
+            for teacher, domain, day, calls, prompt, completion, micros, doubt, seconds in rows
         ]
 
-    def _lives(self, owner: str) -> bool:
-        """Whether the journal object that wrote a row is still open, in any process of this machine."""
-        if owner == self.owner:
-            return True
-        try:
-            probe = os.open(self._owners / owner, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(probe, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(probe)
-        (self._owners / owner).unlink(missing_ok=True)
-        return False
+    def habits(self) -> dict[tuple[str, str], Habit]:
+        """(teacher, domain) -> the means over the answers so far."""
+        rows = self._file.read(
+            "SELECT teacher, domain, COUNT(*), AVG(prompt_tokens), AVG(completion_tokens),"
+            " 1.0 * SUM(cached_tokens) / MAX(1, SUM(prompt_tokens))"
+            " FROM calls WHERE state = 'done' GROUP BY teacher, domain"
+        )
+        return {(teacher, domain): Habit(*means) for teacher, domain, *means in rows}
+
+
+def _replayed(row: Sequence[Any]) -> Ticket:
+    return Ticket("replayed", answer=Answer(*row[:5]), micros=int(row[5]))
 
 
 def _storable(text: str) -> str:

@@ -5,11 +5,14 @@ The SDKs retry by themselves and send no idempotency key, so a hidden retry can 
 """
 
 import email.utils
+import importlib
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from cogumi_dagster.lib.errors import CogumiError
@@ -34,6 +37,17 @@ FINISH_REASONS = {
     "refusal": "content_filter",
 }
 """Anthropic's words for OpenAI's."""
+
+SDKS: dict[str, tuple[str, str]] = {
+    "groq": ("groq", "Groq"),
+    "openai": ("openai", "OpenAI"),
+    "together": ("together", "Together"),
+    "anthropic": ("anthropic", "Anthropic"),
+}
+"""Provider -> its package and the class of its client."""
+
+HTTP_LOGGERS = ("httpx", "httpx2", "httpcore", "httpcore2")
+"""With the SDKs', the loggers that write whole headers and requests at DEBUG; a server may echo the key in them."""
 
 SECRET = re.compile(r"\b(?:sk|gsk|tgp|key)[-_][A-Za-z0-9_\-]{12,}|(?i:bearer)\s+[A-Za-z0-9._\-]{8,}")
 
@@ -78,8 +92,20 @@ class TeacherError(CogumiError):
 class ApiTeacher(Protocol):
     """A teacher behind an API."""
 
-    def ask(self, messages: Sequence[Message], *, max_tokens: int, temperature: float | None, seed: int) -> Answer:
-        """One call, never retried. ``temperature`` None sends neither temperature nor seed. Raises TeacherError."""
+    def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float | None,
+        seed: int,
+        response_schema: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """One call, never retried. ``temperature`` None sends neither temperature nor seed. Raises TeacherError.
+
+        ``response_schema`` holds the answer to a JSON schema where the provider can; a model that refuses schemas
+        is asked without.
+        """
         ...
 
     def models(self) -> set[str]:
@@ -94,8 +120,17 @@ class ChatTeacher:
         self.teacher = teacher
         self._key = key
         self._client = _sdk_client(teacher, key)
+        self._schemas = True
 
-    def ask(self, messages: Sequence[Message], *, max_tokens: int, temperature: float | None, seed: int) -> Answer:
+    def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float | None,
+        seed: int,
+        response_schema: Mapping[str, Any] | None = None,
+    ) -> Answer:
         room = max_tokens + self.teacher.reasoning_tokens
         # Only the current APIs of Groq and OpenAI ask for the new name; compatible servers know the old one.
         renamed = self.teacher.provider in ("groq", "openai") and not self.teacher.base_url
@@ -104,9 +139,14 @@ class ChatTeacher:
             fields |= {"temperature": temperature, "seed": seed}
         if self.teacher.reasoning_effort:
             fields["reasoning_effort"] = self.teacher.reasoning_effort
+        if response_schema and self._schemas:
+            form = {"name": "answer", "schema": dict(response_schema), "strict": True}
+            fields["response_format"] = {"type": "json_schema", "json_schema": form}
 
         def call() -> Answer:
-            reply = self._client.chat.completions.create(model=self.teacher.model, messages=list(messages), **fields)
+            send = partial(self._client.chat.completions.create, model=self.teacher.model, messages=list(messages))
+            reply, refused = _with_or_without(send, fields, "response_format")
+            self._schemas = self._schemas and not refused
             choice = reply.choices[0]
             usage = reply.usage
             if usage is None:  # some compatible servers send none: assume the worst, as the reservation did
@@ -136,18 +176,31 @@ class AnthropicTeacher:
         self.teacher = teacher
         self._key = key
         self._client = _sdk_client(teacher, key)
+        self._schemas = True
 
-    def ask(self, messages: Sequence[Message], *, max_tokens: int, temperature: float | None, seed: int) -> Answer:
+    def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float | None,
+        seed: int,
+        response_schema: Mapping[str, Any] | None = None,
+    ) -> Answer:
         system = "\n\n".join(message["content"] for message in messages if message["role"] == "system")
         fields: dict[str, Any] = {"system": system} if system else {}
+        if response_schema and self._schemas:
+            fields["output_config"] = {"format": {"type": "json_schema", "schema": dict(response_schema)}}
 
         def call() -> Answer:
-            reply = self._client.messages.create(
+            send = partial(
+                self._client.messages.create,
                 model=self.teacher.model,
                 messages=[message for message in messages if message["role"] != "system"],
                 max_tokens=max_tokens + self.teacher.reasoning_tokens,
-                **fields,
             )
+            reply, refused = _with_or_without(send, fields, "output_config")
+            self._schemas = self._schemas and not refused
             text = "".join(block.text for block in reply.content if block.type == "text")
             text = text.replace(self._key, "[redacted]")
             usage = reply.usage
@@ -198,39 +251,6 @@ def solve(task: Task) -> Answer | None:
     return None if task.solution is None else Answer(task.solution, "stop", 0, 0)
 
 
-@dataclass(frozen=True)
-class Availability:
-    """Whether a teacher can be asked now; if not, why and how to mend it."""
-
-    name: str
-    ok: bool
-    reason: str
-    mend: str = ""
-
-
-def availability(teacher: Teacher, engine_factory: Callable[[], Engine] | None) -> Availability:
-    """Ask, for free, whether a teacher can be asked. Without a key nothing goes over the network.
-
-    The local engine is not started: that is slow, and its failure is reported by the run itself.
-    """
-    if teacher.provider == "solver":
-        return Availability(teacher.name, True, "the exact solver is built in")
-    if teacher.provider == "local":
-        if engine_factory is None:
-            return Availability(teacher.name, False, "there is no local engine", "materialize student_model first")
-        return Availability(teacher.name, True, "the local engine is at hand")
-    if not teacher.priced:
-        return Availability(teacher.name, False, "its price is unknown", "set its prices in the catalogue")
-    try:
-        served = connect(teacher).models()
-    except TeacherError as error:
-        return Availability(teacher.name, False, error.problem, error.mend)
-    if teacher.model not in served:
-        reason = f"{teacher.provider} does not list model {teacher.model!r} for this key"
-        return Availability(teacher.name, False, reason, "set another model id in the catalogue")
-    return Availability(teacher.name, True, f"{teacher.provider} lists {teacher.model}")
-
-
 def redact(text: str, key: str = "") -> str:
     """``text`` without ``key`` and without anything that looks like one."""
     if key:
@@ -245,33 +265,67 @@ def _cached_tokens(usage: dict[str, Any]) -> int:
 
 
 def _sdk_client(teacher: Teacher, key: str) -> Any:
-    options: dict[str, Any] = {"api_key": key, "max_retries": 0, "timeout": TIMEOUT_SECONDS}
-    if teacher.base_url:
-        options["base_url"] = teacher.base_url
+    for logger in map(logging.getLogger, (*SDKS, *HTTP_LOGGERS)):
+        logger.setLevel(max(logger.level, logging.INFO))
+    sdk, name = SDKS[teacher.provider]
     try:
-        if teacher.provider == "groq":
-            from groq import Groq
-
-            return Groq(**options)
-        if teacher.provider == "together":
-            from together import Together
-
-            return Together(**options)
-        if teacher.provider == "anthropic":
-            from anthropic import Anthropic
-
-            return Anthropic(**options)
-        from openai import OpenAI
-
-        return OpenAI(**options)
+        module = importlib.import_module(sdk)
     except ImportError:
-        pass
-    raise TeacherError(
-        f"teacher {teacher.name!r} needs the package {teacher.provider!r}",
-        f"pip install {teacher.provider}",
-        kind="no SDK",
-        teacher_down=True,
+        raise TeacherError(
+            f"teacher {teacher.name!r} needs the package {sdk!r}",
+            f"pip install {sdk}",
+            kind="no SDK",
+            teacher_down=True,
+        ) from None
+    options: dict[str, Any] = {"base_url": teacher.base_url} if teacher.base_url else {}
+    return getattr(module, name)(
+        api_key=key,
+        max_retries=0,
+        timeout=TIMEOUT_SECONDS,
+        http_client=_http_client(module.DefaultHttpxClient, teacher.concurrency),
+        **options,
     )
+
+
+def _http_client(kind: Any, connections: int) -> Any:
+    """The SDK's own kind of HTTP client, as many connections as calls, and a deadline for the whole answer.
+
+    httpx's timeout is for each read, so a server that sends a byte a minute would hold a call for ever. SDKs differ
+    in the httpx that they bring (1 or 2).
+    """
+    httpx: Any = importlib.import_module(
+        next(c.__module__ for c in kind.__mro__ if "httpx" in c.__module__).split(".")[0]
+    )
+
+    class Bounded(httpx.SyncByteStream):  # type: ignore[misc]
+        def __init__(self, stream: Any, request: Any) -> None:
+            self.stream, self.request = stream, request
+            self.deadline = time.monotonic() + TIMEOUT_SECONDS
+
+        def __iter__(self) -> Iterator[bytes]:
+            for chunk in self.stream:
+                if time.monotonic() > self.deadline:
+                    raise httpx.ReadTimeout(f"no whole answer in {TIMEOUT_SECONDS:g} s", request=self.request)
+                yield chunk
+
+        def close(self) -> None:
+            self.stream.close()
+
+    def bound(response: Any) -> None:
+        response.stream = Bounded(response.stream, response.request)
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=max(20, connections))
+    return kind(limits=limits, event_hooks={"response": [bound]})
+
+
+def _with_or_without(send: Callable[..., Any], fields: Mapping[str, Any], schema: str) -> tuple[Any, bool]:
+    """The reply, and whether the schema was refused: with status 400, which is not billed; it is sent without then."""
+    try:
+        return send(**fields), False
+    except Exception as error:
+        if schema not in fields or getattr(error, "status_code", 0) != 400:
+            raise
+    return send(**{name: value for name, value in fields.items() if name != schema}), True
 
 
 def _guarded(call: Callable[[], T], teacher: Teacher, key: str) -> T:

@@ -1,7 +1,7 @@
 """Teaching: a mix of teachers answers a domain's tasks.
 
 Each task belongs to one teacher by share, by the hash of its id, so that a rerun asks the same teacher. What a teacher
-cannot answer goes to the next of the mix, and the report says so.
+cannot answer goes to the next of its tier in the mix, then to the next tier, and the report says so.
 """
 
 import hashlib
@@ -14,10 +14,15 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.inference.base import Engine, Message
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks.base import Task, Verdict
-from cogumi_dagster.lib.teaching.asking import Asker, Outcome, Request
+from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Outcome, Request
+from cogumi_dagster.lib.teaching.available import require_teachers
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Catalogue, Teacher
 from cogumi_dagster.lib.teaching.journal import InDoubt, Journal, OnDoubt
 from cogumi_dagster.lib.teaching.providers import Answer, solve
+
+MARKED = ("empty", "truncated", "refused")
+"""Reasons for which an answer is no example of anything."""
+REJECTED = "rejected by the verifier"
 
 
 class VerdictRow(TypedDict):
@@ -63,6 +68,9 @@ class TeachingReport:
     usd: float
     """What the new calls cost, with the worst case of those lost."""
     usd_of_rows: float
+    run_usd: float
+    """What the whole run has spent so far, other domains, judge and cascade included."""
+    cap_usd: float
     failures: dict[str, int]
     """Answers that were not good, by ``teacher: reason``."""
     reassigned: dict[str, int]
@@ -89,17 +97,20 @@ def teach(
     cap_usd: float = 0.0,
     on_doubt: OnDoubt = "retry",
     engine_version: str = "",
+    later: Sequence[str] = (),
     progress: Progress = silent,
 ) -> tuple[list[ResponseRow], TeachingReport]:
     """Have ``tasks`` answered by the teachers of ``shares`` (name to share, summing to 1).
 
     At most one row a task, in the order of ``tasks``. ``engine`` is called only if the local teacher is asked;
-    ``engine_version`` names its weights, so that other weights are asked anew. Truncated and empty answers of a paid
-    teacher stay as rows marked not passed; the local teacher's answers stay only where the verifier accepts them, or
-    where there is none.
+    ``engine_version`` names its weights, so that other weights are asked anew. ``later`` names teachers whom a later
+    step will ask (the judge). Answers that are empty, cut off or refused are counted and never become rows; the local
+    teacher's answers stay only where the verifier accepts them, or where there is none.
 
     Raises:
-        CogumiError: an unknown teacher, shares that do not sum to 1, or calls in doubt while ``on_doubt`` is "ask".
+        CogumiError: an unknown teacher, shares that do not sum to 1, calls in doubt while ``on_doubt`` is "ask"; a paid
+            teacher with questions to answer (or one of ``later``) that its provider does not offer, before anything is
+            spent; the budget used up, with what is left to do. Answers stay in the journal.
     """
     names = _checked_shares(shares, catalogue)
     settle_doubts(journal, on_doubt)
@@ -113,11 +124,15 @@ def teach(
         engine_version=engine_version,
     )
     work = _Work(asker, names, domain, verify, max_tokens)
-    pending = {task.id: _assigned(task, shares) for task in tasks}
+    pending = {task.id: assigned_teacher(task, shares) for task in tasks}
     by_id = {task.id: task for task in tasks}
+    if due := work.paid_questions(pending, by_id):
+        require_teachers([*due, *(name for name in later if catalogue.get(name).paid)], catalogue, engine)
     while pending:
         pending = work.round(pending, by_id, lambda note: progress(len(work.rows), len(by_id), note))
     rows = [work.rows[name] for name in by_id if name in work.rows]
+    if left := work.unpaid - set(work.rows):
+        raise asker.over_budget(len(left), f"the domain {domain}'s {len(by_id):,} tasks")
     return rows, _report(work, domain, by_id, rows)
 
 
@@ -167,7 +182,26 @@ class _Work:
     tried: dict[str, set[str]] = field(default_factory=dict)
     failures: Counter[str] = field(default_factory=Counter)
     reassigned: Counter[str] = field(default_factory=Counter)
+    unpaid: set[str] = field(default_factory=set)
+    """Tasks that were over budget at a teacher."""
     cached: int = 0
+
+    def paid_questions(self, pending: Mapping[str, str], by_id: Mapping[str, Task]) -> list[str]:
+        """The paid teachers with tasks that the journal has no answer to."""
+        due = []
+        for name in self.names:
+            teacher = self.asker.catalogue.get(name)
+            mine = [by_id[task] for task, whose in pending.items() if whose == name]
+            if teacher.paid and (not teacher.priced or self._unanswered(teacher, mine)):
+                due.append(name)
+        return due
+
+    def _unanswered(self, teacher: Teacher, tasks: Sequence[Task]) -> int:
+        requests = self._requests(teacher, tasks)
+        return self.asker.unanswered(teacher.name, requests, max_tokens=self.max_tokens)
+
+    def _requests(self, teacher: Teacher, tasks: Sequence[Task]) -> list[Request]:
+        return [Request(chat_messages(teacher, task.prompt), task.id, self.domain) for task in tasks]
 
     def round(
         self, pending: Mapping[str, str], by_id: Mapping[str, Task], progress: Callable[[str], None]
@@ -182,6 +216,8 @@ class _Work:
             for task, outcome in zip(mine, self._ask(name, mine, progress), strict=True):
                 reason = self._keep(name, task, outcome)
                 if reason:
+                    if reason in OVER_BUDGET:
+                        self.unpaid.add(task.id)
                     self.failures[f"{name}: {reason}"] += 1
                     self._pass_on(name, task, reason, onward)
             progress(name)
@@ -192,11 +228,11 @@ class _Work:
         if teacher.provider == "solver":
             solved = (solve(task) for task in tasks)
             return [Outcome(answer, failure="" if answer else "no solution") for answer in solved]
-        requests = [Request(chat_messages(teacher, task.prompt), task.id, self.domain) for task in tasks]
 
         def on_call(done: int, total: int, note: str = "") -> None:
             progress(f"{note} {done}/{total}")
 
+        requests = self._requests(teacher, tasks)
         return self.asker.ask_many(name, requests, max_tokens=self.max_tokens, progress=on_call)
 
     def _keep(self, name: str, task: Task, outcome: Outcome) -> str:
@@ -206,23 +242,28 @@ class _Work:
         self.cached += outcome.cached
         teacher = self.asker.catalogue.get(name)
         verdict = judged(task, outcome.answer, self.verify)
-        marked = verdict.reason in ("empty", "truncated", "refused")
+        if verdict.reason in MARKED:
+            return verdict.reason
         if verdict.passed is False and not teacher.paid:
-            return verdict.reason if marked else "rejected by the verifier"
-        if marked:
-            self.failures[f"{name}: {verdict.reason}"] += 1
+            return REJECTED
         self.rows[task.id] = response_row(task, teacher, outcome, verdict)
         return ""
 
     def _pass_on(self, name: str, task: Task, reason: str, onward: dict[str, str]) -> None:
-        """To the solver if an answer was bad, else to the next of the mix that has not tried."""
+        """To the solver if an answer was bad or too dear, else to the next of the same tier, then of the next."""
         tried = self.tried.setdefault(task.id, set())
         tried.add(name)
         at = self.names.index(name)
         others = self.names[at + 1 :] + self.names[:at]
-        if reason not in self.asker.down.values():
-            others.sort(key=lambda other: self.asker.catalogue.get(other).provider != "solver")
-        following = next((other for other in others if other not in tried), None)
+        tier = self.asker.catalogue.get(name).tier
+        solver_first = reason in (*MARKED, REJECTED, *OVER_BUDGET)
+
+        def order(other: str) -> tuple[bool, bool, int]:
+            teacher = self.asker.catalogue.get(other)
+            lower = teacher.tier < tier
+            return solver_first and teacher.provider != "solver", lower, abs(teacher.tier - tier)
+
+        following = min((other for other in others if other not in tried), key=order, default=None)
         if following is not None:
             self.reassigned[f"{name} -> {following}: {reason}"] += 1
             onward[task.id] = following
@@ -255,7 +296,7 @@ def _checked_shares(shares: Mapping[str, float], catalogue: Catalogue) -> list[s
     return names
 
 
-def _assigned(task: Task, shares: Mapping[str, float]) -> str:
+def assigned_teacher(task: Task, shares: Mapping[str, float]) -> str:
     """The task's teacher: shares laid end to end, the task's hash is a point on them."""
     point = int.from_bytes(hashlib.sha256(f"teacher\n{task.id}".encode()).digest()[:8], "big") / 2**64
     names = [name for name, share in shares.items() if share > 0]
@@ -283,6 +324,8 @@ def _report(work: _Work, domain: str, tasks: Mapping[str, Task], rows: list[Resp
         cached_calls=work.cached,
         usd=work.asker.new_micros / MICROS,
         usd_of_rows=sum(row["usd"] for row in rows),
+        run_usd=work.asker.journal.spent_micros() / MICROS,
+        cap_usd=work.asker.cap_usd,
         failures=dict(work.failures),
         reassigned=dict(work.reassigned),
         unavailable={name: why for name, why in work.asker.down.items() if name in work.names},

@@ -1,12 +1,16 @@
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import pytest
+from wire_server import CANARY, Reply, anthropic_reply, chat_reply, error_reply
 
 from cogumi_dagster.lib.inference.base import Message
 from cogumi_dagster.lib.tasks.base import Task
+from cogumi_dagster.lib.teaching import providers
+from cogumi_dagster.lib.teaching.available import availability
 from cogumi_dagster.lib.teaching.catalogue import Teacher
-from cogumi_dagster.lib.teaching.providers import TeacherError, availability, connect, redact, solve
+from cogumi_dagster.lib.teaching.providers import TeacherError, connect, redact, solve
 
 MESSAGES = [Message(role="system", content="Be brief."), Message(role="user", content="2+2?")]
 BASE = {"groq": "", "openai": "/v1", "together": "", "anthropic": ""}
@@ -32,14 +36,14 @@ def failure(who: Teacher) -> TeacherError:
 
 
 @pytest.mark.parametrize("provider", CHAT)
-def test_chat_providers_send_and_read_openais_wire_format(server: Any, replies: Any, provider: str) -> None:
-    server.script = [replies["chat"]("four", cached=8)]
+def test_chat_providers_send_and_read_openais_wire_format(server: Any, provider: str) -> None:
+    server.script = [chat_reply("four", cached=8)]
     answer = ask(teacher(server, provider, reasoning_tokens=100), temperature=0.5)
     assert (answer.text, answer.finish_reason) == ("four", "stop")
     assert (answer.prompt_tokens, answer.completion_tokens, answer.cached_tokens) == (20, 10, 8)
     ((path, headers, body),) = server.seen
     assert path == {"groq": "/openai/v1/chat/completions"}.get(provider, "/v1/chat/completions")
-    assert headers["authorization"] == f"Bearer {replies['canary']}"
+    assert headers["authorization"] == f"Bearer {CANARY}"
     assert body["model"] == "m" and body["messages"] == MESSAGES
     assert (body["max_tokens"], body["temperature"], body["seed"]) == (150, 0.5, 3)
 
@@ -51,8 +55,8 @@ def test_a_model_without_temperature_gets_no_sampling_field(server: Any) -> None
     assert body["reasoning_effort"] == "low"
 
 
-def test_anthropic_gets_its_system_prompt_apart_and_cached_tokens_are_counted_in(server: Any, replies: Any) -> None:
-    server.script = [replies["anthropic"]("four", stop="max_tokens", cached=5)]
+def test_anthropic_gets_its_system_prompt_apart_and_cached_tokens_are_counted_in(server: Any) -> None:
+    server.script = [anthropic_reply("four", stop="max_tokens", cached=5)]
     answer = ask(teacher(server, "anthropic"), temperature=0.5)
     assert (answer.text, answer.finish_reason) == ("four", "length")
     assert (answer.prompt_tokens, answer.cached_tokens) == (20, 5)
@@ -66,18 +70,19 @@ def test_anthropic_gets_its_system_prompt_apart_and_cached_tokens_are_counted_in
 @pytest.mark.parametrize(
     ("reply", "kind", "retryable", "billed", "down"),
     [
-        ((429, {"Retry-After": "7"}, b'{"error": {"message": "slow"}}'), "rate limit", True, False, False),
-        ((500, {}, b'{"error": {"message": "oops"}}'), "server error", True, False, False),
-        ((504, {}, b"gateway"), "server error", True, True, False),
-        ((404, {}, b'{"error": {"message": "no such model"}}'), "model withdrawn", False, False, True),
-        ((400, {}, b'{"error": {"code": "model_decommissioned"}}'), "model withdrawn", False, False, True),
-        ((400, {}, b'{"error": {"message": "context too long"}}'), "bad request", False, False, False),
-        ((401, {}, b'{"error": {"message": "bad key"}}'), "key refused", False, False, True),
-        ((429, {}, b'{"error": {"code": "insufficient_quota"}}'), "no credit", False, False, True),
-        ((200, {}, b'{"choices": [{"mess'), "malformed answer", True, True, False),
-        ((200, {}, b"{}"), "malformed answer", True, True, False),
-        ((200, {"Content-Type": "text/html"}, b"<html>"), "malformed answer", True, True, False),
-        ((0, {}, b""), "connection lost", True, True, False),
+        (Reply(429, {"Retry-After": "7"}, b'{"error": {"message": "slow"}}'), "rate limit", True, False, False),
+        (Reply(500, {}, b'{"error": {"message": "oops"}}'), "server error", True, False, False),
+        (Reply(504, {}, b"gateway"), "server error", True, True, False),
+        (Reply(404, {}, b'{"error": {"message": "no such model"}}'), "model withdrawn", False, False, True),
+        (Reply(400, {}, b'{"error": {"code": "model_decommissioned"}}'), "model withdrawn", False, False, True),
+        (Reply(400, {}, b'{"error": {"message": "context too long"}}'), "bad request", False, False, False),
+        (Reply(401, {}, b'{"error": {"message": "bad key"}}'), "key refused", False, False, True),
+        (Reply(429, {}, b'{"error": {"code": "insufficient_quota"}}'), "no credit", False, False, True),
+        (Reply(200, {}, b'{"choices": [{"mess'), "malformed answer", True, True, False),
+        (Reply(200, {}, b"{}"), "malformed answer", True, True, False),
+        (Reply(200, {"Content-Type": "text/html"}, b"<html>"), "malformed answer", True, True, False),
+        (Reply(0, {}, b""), "connection lost", True, True, False),
+        (Reply(200, {}, b'{"choices": []}', cut=7), "connection lost", True, True, False),
     ],
 )
 def test_errors_are_told_apart(
@@ -86,8 +91,24 @@ def test_errors_are_told_apart(
     server.script = [reply]
     error = failure(teacher(server, provider))
     assert (error.kind, error.retryable, error.maybe_billed, error.teacher_down) == (kind, retryable, billed, down)
-    assert error.retry_after == (7.0 if "Retry-After" in reply[1] else None)
+    assert error.retry_after == (7.0 if "Retry-After" in reply.headers else None)
     assert len(server.posts()) == 1, "the SDK must not retry by itself"
+
+
+@pytest.mark.parametrize("provider", [*CHAT, "anthropic"])
+def test_an_answer_that_drips_for_ever_is_given_up(server: Any, provider: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each read is quick, so only a deadline for the whole answer ends it."""
+    monkeypatch.setattr(providers, "TIMEOUT_SECONDS", 0.2)
+    server.script = [replace(chat_reply("x" * 10_000), drip=0.01)]
+    error = failure(teacher(server, provider))
+    assert (error.kind, error.retryable, error.maybe_billed) == ("timeout", True, True)
+
+
+@pytest.mark.parametrize("provider", [*CHAT, "anthropic"])
+def test_a_slow_body_that_arrives_is_an_answer(server: Any, provider: str) -> None:
+    good = anthropic_reply("four") if provider == "anthropic" else chat_reply("four")
+    server.script = [replace(good, drip=0.0005)]
+    assert ask(teacher(server, provider)).text == "four"
 
 
 def test_a_server_that_is_not_there_has_billed_nothing(server: Any) -> None:
@@ -96,15 +117,13 @@ def test_a_server_that_is_not_there_has_billed_nothing(server: Any) -> None:
 
 
 @pytest.mark.parametrize("provider", [*CHAT, "anthropic"])
-def test_a_key_that_the_server_echoes_is_in_no_exception_and_no_answer(
-    server: Any, replies: Any, provider: str
-) -> None:
-    key = replies["canary"]
-    server.script = [replies["error"](401, f"Incorrect API key provided: {key}")]
+def test_a_key_that_the_server_echoes_is_in_no_exception_and_no_answer(server: Any, provider: str) -> None:
+    key = CANARY
+    server.script = [error_reply(401, f"Incorrect API key provided: {key}")]
     error = failure(teacher(server, provider))
     assert key not in "".join(traceback.format_exception(error))
     assert error.__context__ is None and error.__cause__ is None, "the SDK's exception holds the request's headers"
-    server.script = [replies["anthropic" if provider == "anthropic" else "chat"](f"your key is {key}")]
+    server.script = [(anthropic_reply if provider == "anthropic" else chat_reply)(f"your key is {key}")]
     assert ask(teacher(server, provider)).text == "your key is [redacted]"
 
 
