@@ -10,6 +10,7 @@ Exits with 1 where a promise was broken. Prints a table and, with --json, writes
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sqlite3
@@ -58,6 +59,7 @@ def questions(count: int, first: int = 0) -> list[Task]:
 
 def call(given: dict[str, Any]) -> None:
     """The caller's process: asks its questions through ``teach``, as the asset does."""
+    logging.disable(logging.WARNING)  # a line for each fault
     asking.FIRST_WAIT_SECONDS = given["first_wait"]
     who = teacher(given["url"], given["concurrency"], given["price"])
     with Journal(Path(given["journal"]), run="bench") as journal:
@@ -111,11 +113,15 @@ def killed_and_rerun(
     server.misbehave(faults, retry_after=str(first_wait))
     journal = folder / "journal.sqlite"
     given = {"calls": calls, "concurrency": concurrency, "first_wait": first_wait}
-    doubts_at_kills, lost_commits, seconds = [], 0, 0.0
+    doubts_at_kills, lost_commits, seconds, starting = [], 0, 0.0, 0.0
     before: dict[int, str | None] = {}
     for number in range(kills + 1):
         started = time.perf_counter()
+        arrived = server.arrived
         child = start(server.url, journal, **given)
+        while server.arrived == arrived and child.poll() is None:
+            time.sleep(0.005)
+        starting += time.perf_counter() - started
         if number < kills:
             enough = calls * (number + 1) // (kills + 1)
             while server.work < enough and child.poll() is None:
@@ -158,6 +164,7 @@ def killed_and_rerun(
         "all_doubts_have_id_and_worst_cost": all(d["id"] and d["worst_usd"] > 0 for ds in doubts_at_kills for d in ds),
         "most_open": server.most_open,
         "seconds": seconds,
+        "of_which_starting_python": starting,
         "ideal_seconds": ideal,
         "of_ideal": seconds / ideal if ideal else None,
     }

@@ -118,7 +118,7 @@ class WireServer:
         self.billed: Counter[str] = Counter()
         self.asked: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
-        self.open = self.most_open = self.work = 0
+        self.open = self.most_open = self.work = self.arrived = 0
         self._started = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, args=(port,), daemon=True)
@@ -184,6 +184,7 @@ class WireServer:
         if method == "GET":
             return await self._send(writer, self.listing or self._listed())
         self.open += 1
+        self.arrived += 1
         self.most_open = max(self.most_open, self.open)
         try:
             reply = self.script.pop(0) if self.script else self.default(path, body)
