@@ -170,16 +170,50 @@ def chat(
 
 @app.command(rich_help_panel=STAGES)
 def dedup(
-    inputs: Annotated[list[Path], typer.Argument(metavar="IN... OUT", help="JSONL files, and last the file to write.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="IN... OUT", help="JSONL files (.gz, .zst too), and last the file to write.")
+    ],
     threshold: Annotated[float, typer.Option(help="Jaccard similarity from which two texts are duplicates.")] = 0.8,
     shingle: Annotated[int, typer.Option(help="Characters in a shingle.")] = 3,
     keep: Annotated[str, typer.Option(help="best (highest quality score) or first.")] = "best",
+    engine: Annotated[
+        str, typer.Option(help="native, ray (OUT is a folder) or datasketch (slow reference).")
+    ] = "native",
+    workers: Annotated[int | None, typer.Option(help="Threads; one a core when left out.", min=1)] = None,
+    memory_gb: Annotated[float, typer.Option(help="Texts over this go to a file while it works.")] = 4.0,
     as_json: JsonOption = False,
 ) -> None:
     """Remove near-duplicates: MinHash-LSH finds candidates, exact Jaccard decides."""
     from cogumi_dagster.commands.stages import dedup_command
 
-    dedup_command(inputs, threshold, shingle, keep, as_json)
+    dedup_command(inputs, threshold, shingle, keep, engine, workers, memory_gb, as_json)
+
+
+@app.command(rich_help_panel=STAGES)
+def curate(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="FILES... OUT", help="JSONL, JSON, Parquet, CSV, .gz, .zst, globs, s3://; last a folder."
+        ),
+    ],
+    profile: ProfileOption = None,
+    mapping: Annotated[
+        str | None, typer.Option(help="How to read the rows; found by their fields when left out.")
+    ] = None,
+    domain: Annotated[str | None, typer.Option(help="Domain of rows that state none.")] = None,
+    min_tokens: Annotated[int | None, typer.Option(help="The profile's when left out.", min=1)] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="The profile's when left out.", min=1)] = None,
+    min_quality: Annotated[float | None, typer.Option(help="0 to 10; the profile's (7) when left out.")] = None,
+    balance: Annotated[bool, typer.Option("--balance", help="Leave rows out for the mix of domains.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Turn files of answered questions into a dataset: score, filter, deduplicate, split. No teacher is called."""
+    from cogumi_dagster.commands.stages import curate_command
+    from cogumi_dagster.lib.profile import read_profile
+
+    bounds = min_tokens, max_tokens
+    curate_command(inputs, read_profile(profile), mapping, domain, bounds, min_quality, balance, as_json)
 
 
 @app.command("export-gguf", rich_help_panel=STAGES)

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 
+from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.report.card import Table
 
 if TYPE_CHECKING:  # serving imports this module without Dagster
@@ -84,6 +86,17 @@ class RunProgress:
     def _line(self, text: str) -> None:
         console.print(text)
         sys.stdout.flush()
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A line on a terminal that says how far a stage is; silent elsewhere."""
+    with Console(stderr=True).status(what) as status:
+
+        def update(done: int, total: int, note: str = "") -> None:
+            status.update(f"{what}: {note} {done:,}" + (f" of {total:,}" if total else ""))
+
+        yield update
 
 
 def print_table(table: Table, *, hide: Sequence[str] = ()) -> None:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.curation.dataset_card import dataset_card
+from cogumi_dagster.lib.curation.dataset_card import card_plots, dataset_card
 from cogumi_dagster.lib.curation.dataset_checks import Verification, record_problem, verify_dataset
 from cogumi_dagster.lib.curation.decontamination import ContaminationReport, decontaminate
-from cogumi_dagster.lib.curation.dedup import DedupReport, dedup
-from cogumi_dagster.lib.curation.minhash import bands_for
 from cogumi_dagster.lib.curation.mix import Cell, MixRow, choose_counts, mix_table
+from cogumi_dagster.lib.dedup.minhash import bands_for
+from cogumi_dagster.lib.dedup.texts import DedupReport, dedup
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
 from cogumi_dagster.lib.profile import DOMAINS, DatasetConfig
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 SPLITS = ("train", "validation")
+ALL_SPLITS = (*SPLITS, "test")
+"""A user's own files have no other evaluation: their test split is written too."""
 THOROUGH = 0.9999
 """Recall of the search for duplicates, whatever the profile's bands: the dataset promises that none is left."""
 
@@ -97,6 +99,8 @@ def build_dataset(
     benchmark_prompts: Mapping[str, Sequence[str]],
     seed: int,
     held_out_prompts: Iterable[str] = (),
+    splits: Sequence[str] = SPLITS,
+    balance: bool = True,
     progress: Progress = silent,
 ) -> DatasetReport:
     """Write {train,validation}.{jsonl,parquet}, provenance.jsonl, README.md and SHA256SUMS into the folder ``out``.
@@ -107,12 +111,14 @@ def build_dataset(
         held_out_prompts: prompts of evaluation tasks: a row with exactly such a prompt is left out. Generated
             tasks share their templates with training tasks, so likeness alone says nothing there.
         seed: decides between rows of equal quality and the order of the rows.
+        splits: the splits to write; rows of the others are left out (``test``: kept for evaluation).
+        balance: leave rows out so that domains and difficulties come near their targets; else keep all.
 
     Raises:
         CogumiError: an unknown domain, a mix that does not add up to 1, a row that lacks a field, no row left.
     """
     _check(rows_by_domain, config)
-    rows, test_rows, held_out_rows = _usable(rows_by_domain, set(map(_words, held_out_prompts)))
+    rows, test_rows, held_out_rows = _usable(rows_by_domain, set(map(_words, held_out_prompts)), splits)
     rows_in = sum(map(len, rows_by_domain.values()))
     if not rows:
         raise CogumiError(f"no row left for the dataset: {rows_in} came in, {test_rows} of split test", "curate more")
@@ -121,15 +127,17 @@ def build_dataset(
     kept, contamination = decontaminate([row.record for row in rows], benchmark_prompts)
     alive = set(map(id, kept))
     rows = [row for row in rows if id(row.record) in alive]
-    chosen = _choose(rows, config, seed)
+    chosen = _choose(rows, config, seed) if balance else list(rows)
     if not chosen:
         raise CogumiError("decontamination left no row for the dataset", "draw examples from other sources")
     chosen.sort(key=lambda row: _rank(row, seed))
 
     out.mkdir(parents=True, exist_ok=True)
-    files = _write(chosen, out)
+    files = _write(chosen, out, splits)
     progress(0, 1, "re-reading what was written")
-    checks = verify_dataset(out, config.dedup, benchmark_prompts, contamination.common_phrases, held_out_prompts)
+    checks = verify_dataset(
+        out, config.dedup, benchmark_prompts, contamination.common_phrases, held_out_prompts, splits
+    )
     available = Counter(row.cell for row in rows)
     counts = Counter(row.cell for row in chosen)
     report = DatasetReport(
@@ -138,7 +146,7 @@ def build_dataset(
         test_rows=test_rows,
         held_out_rows=held_out_rows,
         left_for_mix=len(rows) - len(chosen),
-        splits={split: sum(split_of(row.prompt) == split for row in chosen) for split in SPLITS},
+        splits={split: sum(split_of(row.prompt) == split for row in chosen) for split in splits},
         mix=mix_table(_axis(counts, 0), _axis(available, 0), _shares(config.mix)),
         difficulty=mix_table(_axis(counts, 1), _axis(available, 1), _shares(DIFFICULTY_MIX)),
         teachers=_tally(row.record["metadata"]["teacher"] for row in chosen),
@@ -150,7 +158,12 @@ def build_dataset(
         checks=checks,
         sha256={},
     )
-    return _seal(out, files, report)
+    metadata = [row.record["metadata"] for row in chosen]
+    (out / "plots").mkdir(exist_ok=True)
+    plots = card_plots(report, [m["tokens"] for m in metadata], [m["quality_score"] for m in metadata])
+    for name, svg in plots.items():
+        (out / "plots" / name).write_text(svg, encoding="utf-8")
+    return _seal(out, [*files, *(f"plots/{name}" for name in plots)], report)
 
 
 def _check(rows_by_domain: Mapping[str, object], config: DatasetConfig) -> None:
@@ -167,7 +180,7 @@ def _words(prompt: str) -> str:
 
 
 def _usable(
-    rows_by_domain: Mapping[str, Sequence[Mapping[str, Any]]], held_out: set[str]
+    rows_by_domain: Mapping[str, Sequence[Mapping[str, Any]]], held_out: set[str], splits: Sequence[str]
 ) -> tuple[list[_Row], int, int]:
     """All rows as records, without those kept for evaluation; and how many of split test, and held out, there were."""
     rows: list[_Row] = []
@@ -175,7 +188,7 @@ def _usable(
     for domain in sorted(rows_by_domain):
         for row in rows_by_domain[domain]:
             usable = _row(row, domain)
-            if split_of(usable.prompt) == "test":
+            if split_of(usable.prompt) not in splits:
                 test_rows += 1
             elif _words(usable.prompt) in held_out:
                 held_out_rows += 1
@@ -270,7 +283,7 @@ def _tally(values: Iterable[str]) -> dict[str, int]:
     return dict(sorted(Counter(values).items()))
 
 
-def _write(rows: Sequence[_Row], out: Path) -> list[str]:
+def _write(rows: Sequence[_Row], out: Path, splits: Sequence[str]) -> list[str]:
     """Write the data files; return their names."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -280,7 +293,7 @@ def _write(rows: Sequence[_Row], out: Path) -> list[str]:
     metadata += [("quality_score", pa.float64()), ("tokens", number), ("source", text)]
     schema = pa.schema([("instruction", text), ("response", text), ("metadata", pa.struct(metadata))])
     files: list[str] = []
-    for split in SPLITS:
+    for split in splits:
         records = [row.record for row in rows if row.provenance["split"] == split]
         write_jsonl(out / f"{split}.jsonl", records)
         pq.write_table(pa.Table.from_pylist(records, schema=schema), out / f"{split}.parquet")

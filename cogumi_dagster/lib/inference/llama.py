@@ -164,7 +164,7 @@ class LlamaEngine:
 
 
 def free_cores(seconds: float = 0.3) -> int:
-    """Cores that nobody uses just now, at least one.
+    """Cores that no other process uses just now, at least one.
 
     llama.cpp's threads wait for each other in spinning barriers: a thread more than there are free
     cores costs more than it brings. With two busy neighbours on two cores, one thread decoded 12
@@ -172,8 +172,15 @@ def free_cores(seconds: float = 0.3) -> int:
     """
     import psutil
 
-    cores = os.cpu_count() or 1
-    return max(1, round(cores * (1 - psutil.cpu_percent(interval=seconds) / 100)))
+    def busy() -> float:
+        times = psutil.cpu_times()
+        own = psutil.Process().cpu_times()
+        return sum(times) - times.idle - getattr(times, "iowait", 0.0) - own.user - own.system
+
+    before, started = busy(), time.perf_counter()
+    time.sleep(seconds)
+    others = (busy() - before) / (time.perf_counter() - started)
+    return max(1, round((os.cpu_count() or 1) - others))
 
 
 Piece = Callable[[dict[str, Any]], str]

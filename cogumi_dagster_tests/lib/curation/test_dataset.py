@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cogumi_dagster.lib.curation import dataset_checks
 from cogumi_dagster.lib.curation.dataset import DatasetReport, build_dataset, load_examples
 from cogumi_dagster.lib.curation.dataset_checks import near_duplicate_pairs, record_problem, verify_dataset
 from cogumi_dagster.lib.curation.mix import CLOSE, choose_counts
@@ -127,7 +128,8 @@ def test_checksums_are_those_of_the_files(built: tuple[Path, DatasetReport]) -> 
     lines = [line.split("  ") for line in (out / "SHA256SUMS").read_text().splitlines()]
     sums = {name: digest for digest, name in lines}
     assert sums == report.sha256
-    assert {path.name for path in out.iterdir()} == {*sums, "SHA256SUMS"}
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert found == {*sums, "SHA256SUMS"}
     assert all(hashlib.sha256((out / name).read_bytes()).hexdigest() == digest for name, digest in sums.items())
 
 
@@ -344,3 +346,13 @@ def test_bad_input_is_named(tmp_path: Path) -> None:
     with pytest.raises(CogumiError, match=r"mix adds up to 0\.5"):
         build_dataset({"math": [good]}, tmp_path, DatasetConfig(mix={"math": 0.5}), {}, 0)
     assert not list(tmp_path.iterdir())
+
+
+def test_of_many_records_a_sample_that_keeps_pairs_together_is_rechecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = random.Random(3)
+    lines = [" ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(40)) for _ in range(120)]
+    texts = [text for line in lines for text in (line, line + " x")]
+    monkeypatch.setattr(dataset_checks, "RECHECKED", 24)
+    sample = dataset_checks._sample(texts, CONFIG.dedup)
+    assert len(sample) == 24
+    assert near_duplicate_pairs(sample, CONFIG.dedup) >= 9
