@@ -86,7 +86,7 @@ def _line(row: Spend) -> tuple[str, ...]:
 
 def show_dataset_plan(as_json: bool) -> None:
     """Calls, tokens and dollars by domain and teacher."""
-    from cogumi_dagster.lib.teaching.estimate import plan_dataset
+    from cogumi_dagster.lib.teaching.estimate import LONGEST, plan_dataset
     from resources import build_resources
 
     resources = build_resources()
@@ -99,7 +99,7 @@ def show_dataset_plan(as_json: bool) -> None:
         return
     columns = (
         "domain", "teacher", "step", "tasks", "known", "calls", "prompt tokens", "completion tokens", "usd",
-        "usd, at most", "minutes", "length of answers",
+        "usd, at most", "minutes", "answers' length",
     )  # fmt: skip
     lines = tuple(
         (r.domain, r.teacher, r.step, number(r.tasks), number(r.known), number(r.calls), number(r.prompt_tokens),
@@ -111,6 +111,8 @@ def show_dataset_plan(as_json: bool) -> None:
         f"\n{plan.calls:,} calls for {plan.tasks:,} tasks (estimated from {plan.sampled:,}): "
         f"about {_usd(plan.usd)}, at most {_usd(plan.worst_usd)}."
     )
+    if any(row.basis == LONGEST for row in plan.rows):
+        console.print("Where a teacher has no history, its answers (and its thinking) count as long as they may be.")
     month = plan.max_usd_per_month
     console.print(
         f"Caps: ${plan.max_usd_per_run:.2f} a run"

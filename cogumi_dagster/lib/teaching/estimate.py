@@ -19,6 +19,9 @@ from cogumi_dagster.lib.teaching.teach import assigned_teacher, chat_messages
 SAMPLE = 1000
 """Tasks drawn a domain. The mean prompt of a thousand is known to a few per cent."""
 
+LONGEST = "the longest"
+"""The basis of a row without history: every answer is as long as it may be."""
+
 
 @dataclass(frozen=True)
 class PlannedCalls:
@@ -148,7 +151,8 @@ def _scores(
     teaches = any(row.teacher == judge.name for row in answers)
     calls = sum(row.calls for row in answers) if teaches or habit is None else max(0, count - habit.calls)
     fresh = sum(row.calls for row in answers)
-    length = sum(row.completion_tokens for row in answers) / fresh if fresh else profile.teaching.max_tokens
+    room = profile.teaching.max_tokens  # of the answer that is read; thinking is billed and not shown
+    length = min(room, sum(row.completion_tokens for row in answers) / fresh) if fresh else room
     read = "x" * round(4 * length)
     sample = [
         (Message(role="system", content=JUDGE_PROMPT), Message(role="user", content=task.prompt + read))
@@ -182,7 +186,7 @@ def _row(
     if teacher.priced:
         usd = teacher.cost_micros(prompt, completion, cached) / MICROS
         worst = sum(teacher.worst_case_micros(messages, room) for messages in fresh) * scale / MICROS
-    basis = f"mean of {habit.calls:,} answers" if habit else "no history: the longest answer allowed"
+    basis = f"mean of {habit.calls:,} answers" if habit else LONGEST
     return PlannedCalls(
         domain=domain,
         teacher=teacher.name,
@@ -195,7 +199,7 @@ def _row(
         usd=usd,
         worst_usd=worst,
         minutes=calls / teacher.requests_per_minute if teacher.paid else 0.0,
-        basis="solved exactly" if solver else basis,
+        basis="exact" if solver else basis,
     )
 
 

@@ -45,7 +45,7 @@ def test_without_history_answers_are_as_long_as_allowed_and_nothing_is_sent(monk
     gpt, solver = plan.rows
     assert (gpt.teacher, gpt.step, solver.teacher) == ("gpt", "answers", "solver")
     assert gpt.calls + solver.calls == plan.tasks == plan.sampled == 18 and gpt.known == 0
-    assert gpt.completion_tokens == 150 * gpt.calls and "no history" in gpt.basis
+    assert gpt.completion_tokens == 150 * gpt.calls and gpt.basis == "the longest"
     assert gpt.usd is not None and gpt.worst_usd is not None and gpt.usd < gpt.worst_usd
     assert gpt.usd == pytest.approx((gpt.prompt_tokens + 2 * gpt.completion_tokens) / 1e6, abs=2e-6)
     assert gpt.minutes == gpt.calls / 60
