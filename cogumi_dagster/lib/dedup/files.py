@@ -119,7 +119,7 @@ def dedup_files(
 def open_lines(path: Path, mode: str = "rb") -> BinaryIO:
     """A file of lines, packed or not by its ending (``.gz``, ``.zst``)."""
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, mode, **({"compresslevel": 6} if "w" in mode else {})))
+        return cast(BinaryIO, gzip.open(path, mode, compresslevel=6))
     if path.suffix == ".zst":
         import zstandard
 

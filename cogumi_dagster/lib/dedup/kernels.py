@@ -22,7 +22,7 @@ def squeeze(raw, starts, out, lengths):  # type: ignore[no-untyped-def]
 
     Text ``i`` is ``raw[starts[i]:starts[i+1]]``. Fills ``out`` (bytes, end to end) and ``lengths``; returns the bytes.
     """
-    at = 0
+    at = np.int64(0)
     for text in range(len(starts) - 1):
         begin = at
         after_gap = np.uint8(1)
@@ -32,7 +32,8 @@ def squeeze(raw, starts, out, lengths):  # type: ignore[no-untyped-def]
             out[at] = byte
             at += 1 - (gap & after_gap)
             after_gap = gap
-        at -= after_gap if at > begin else 0
+        if at > begin:
+            at -= after_gap
         lengths[text] = at - begin
     return at
 

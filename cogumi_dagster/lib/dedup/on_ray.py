@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cogumi_dagster.lib.dedup.corpus import read_corpus
-from cogumi_dagster.lib.dedup.files import EXCERPT, row_labels, row_of_line, text_of_row
+from cogumi_dagster.lib.dedup.files import row_labels, row_of_line, text_of_row
 from cogumi_dagster.lib.dedup.minhash import checked
 from cogumi_dagster.lib.dedup.representatives import Representatives, represent
-from cogumi_dagster.lib.dedup.texts import DedupReport, dedup_report, visiting_order
+from cogumi_dagster.lib.dedup.texts import EXCERPT, DedupReport, dedup_report, visiting_order
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import DedupConfig
 
