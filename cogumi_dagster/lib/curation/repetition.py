@@ -25,17 +25,13 @@ def repetition(response: str) -> str | None:
     words = prose.split()
     if len(words) < GOPHER_MIN_WORDS:
         return None
-    paragraphs = [part.strip() for part in re.split(r"\n{2,}", prose.strip())]
-    share, characters = _duplicates(paragraphs)
-    if share > DUPLICATE_PARAGRAPHS or characters > DUPLICATE_PARAGRAPH_CHARACTERS:
-        return "repetition:paragraphs"
-    share, characters = _duplicates(
-        [line.strip() for line in prose.splitlines() if len(line.split()) >= LINE_MIN_WORDS]
-    )
-    if share > DUPLICATE_LINES or characters > DUPLICATE_LINE_CHARACTERS:
-        return "repetition:lines"
+    if "\n" in prose and (reason := _repeated_parts(prose)):
+        return reason
     total = sum(map(len, words)) * (SHORT_FACTOR if len(words) < SHORT_WORDS else 1.0)
+    count, longest = len(words), max(map(len, words))
     for size, limit in TOP_NGRAM_LIMITS:
+        if count * size * longest <= limit * total:
+            continue  # no n-gram comes more often than the commonest shorter one: most texts end here
         gram, count = Counter(_ngrams(words, size)).most_common(1)[0]
         if count == 1:
             return None  # no pair of words comes twice, so no longer n-gram does
@@ -49,8 +45,23 @@ def repetition(response: str) -> str | None:
     return None
 
 
+def _repeated_parts(prose: str) -> str | None:
+    paragraphs = [part.strip() for part in re.split(r"\n{2,}", prose.strip())]
+    share, characters = _duplicates(paragraphs)
+    if share > DUPLICATE_PARAGRAPHS or characters > DUPLICATE_PARAGRAPH_CHARACTERS:
+        return "repetition:paragraphs"
+    share, characters = _duplicates(
+        [line.strip() for line in prose.splitlines() if len(line.split()) >= LINE_MIN_WORDS]
+    )
+    if share > DUPLICATE_LINES or characters > DUPLICATE_LINE_CHARACTERS:
+        return "repetition:lines"
+    return None
+
+
 def _duplicates(parts: list[str]) -> tuple[float, float]:
     """The share of parts that came before, and their share of the characters."""
+    if len(set(parts)) == len(parts):
+        return 0.0, 0.0
     seen: set[str] = set()
     count = characters = 0
     for part in parts:

