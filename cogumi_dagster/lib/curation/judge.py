@@ -11,10 +11,21 @@ import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
+from cogumi_dagster.lib.curation.agreement import (
+    AGREEMENT_SET,
+    THRESHOLD,
+    JudgeAgreement,
+    Labelled,
+    agreement,
+    read_labelled,
+)
+from cogumi_dagster.lib.curation.repetition import repeated_characters
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import Proportion, report_json
 from cogumi_dagster.lib.inference.base import Engine, Message
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.teaching.asking import Asker, Outcome, Request
@@ -38,6 +49,14 @@ coherence 0-2: 2 clear and well ordered, 1 hard to follow in places, 0 garbled o
 helpfulness 0-3: 3 a learner could work from it, 2 useful, 1 of little use, 0 useless, evasive or off the subject
 Write only a JSON object: {"accuracy": n, "completeness": n, "coherence": n, "helpfulness": n, "reason": "a few words"}
 """
+
+SCORES_SCHEMA: Mapping[str, Any] = {
+    "type": "object",
+    "properties": {**{part: {"type": "number"} for part in RUBRIC}, "reason": {"type": "string"}},
+    "required": [*RUBRIC, "reason"],
+    "additionalProperties": False,
+}
+"""The strict subset of JSON Schema that all four providers take; it has no bounds, so the parser checks them."""
 
 TOP_NGRAM: Mapping[int, float] = {2: 0.20, 3: 0.18, 4: 0.16}
 REPEATED_NGRAMS: Mapping[int, float] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
@@ -72,6 +91,20 @@ class ScoredRow(ResponseRow):
 
 
 @dataclass(frozen=True)
+class Distribution:
+    """How the totals of some answers lie."""
+
+    rows: int
+    mean: float
+    spread: float
+    """Standard deviation."""
+    histogram: tuple[int, ...]
+    """Eleven counts: totals in [0, 1), [1, 2) ... and 10."""
+    enough: Proportion
+    """Of 7 and more."""
+
+
+@dataclass(frozen=True)
 class QualityReport:
     """How good a domain's answers are. Scores are 0 to 10."""
 
@@ -87,15 +120,17 @@ class QualityReport:
     histogram: tuple[int, ...]
     """Eleven counts: totals in [0, 1), [1, 2) ... and 10."""
     parts: dict[str, float]
-    by_teacher: dict[str, dict[str, float]]
-    """Rows and mean total by teacher."""
+    by_domain: dict[str, Distribution]
+    by_teacher: dict[str, Distribution]
     notes: dict[str, int]
     unscored: dict[str, int]
     """Rows left out, by reason."""
+    agreement: JudgeAgreement | None
+    """This judge against the labels of the set in the repository; None where that was not asked for."""
     usd: float
 
     def to_json(self) -> dict[str, Any]:
-        return asdict(self)
+        return report_json(self)
 
 
 def score_responses(
@@ -109,21 +144,24 @@ def score_responses(
     on_doubt: OnDoubt = "retry",
     concurrency: int = 4,
     engine_version: str = "",
+    agreement_set: Path | None = AGREEMENT_SET,
     progress: Progress = silent,
 ) -> tuple[list[ScoredRow], QualityReport]:
-    """Score answers by ``rules`` or by a teacher of the catalogue.
+    """Score answers by ``rules`` or by a teacher of the catalogue, and then the labelled answers of ``agreement_set``.
 
     Rows that the judge could not score (no answer, or none that parses, twice) are left out and counted.
 
     Raises:
         CogumiError: an unknown judge, the solver as judge, or a teacher without catalogue and journal.
     """
+    labelled = read_labelled(agreement_set) if agreement_set else []
     if judge == RULES:
         scores: list[Quality | str] = []
         for done, row in enumerate(rows, 1):
             scores.append(score_by_rules(row))
             progress(done, len(rows), RULES)
-        return _gather(rows, scores, judge=RULES, stand_in=True, parse_rate=1.0 if rows else None, usd=0.0)
+        agreed = _agreement([score_by_rules(item.row) for item in labelled], labelled)
+        return _gather(rows, scores, RULES, True, 1.0 if rows else None, agreed, 0.0)
     if catalogue is None or journal is None:
         raise CogumiError(
             f"judge {judge!r} needs a catalogue and a journal", 'give both, or set teaching.judge: "rules"'
@@ -141,8 +179,15 @@ def score_responses(
         engine_version=engine_version,
     )
     scores, parse_rate = _score_by_model(rows, judge, asker, progress)
+    # The rows come first, so that a tight budget is spent on them. The journal answers from the second time on.
+    agreed = _agreement(_score_by_model([item.row for item in labelled], judge, asker, silent)[0], labelled)
     stand_in = catalogue.get(judge).stand_in
-    return _gather(rows, scores, judge=judge, stand_in=stand_in, parse_rate=parse_rate, usd=asker.new_micros / MICROS)
+    return _gather(rows, scores, judge, stand_in, parse_rate, agreed, asker.new_micros / MICROS)
+
+
+def _agreement(scores: Sequence[Quality | str], labelled: Sequence[Labelled]) -> JudgeAgreement | None:
+    totals = [None if isinstance(score, str) else score["total"] for score in scores]
+    return agreement(totals, labelled) if labelled else None
 
 
 def score_by_rules(row: ResponseRow) -> Quality:
@@ -235,24 +280,9 @@ def repetition(text: str) -> str:
             if count > 1 and count * sum(map(len, gram)) / total > limit:
                 return f"one {n}-gram dominates"
     for n, limit in REPEATED_NGRAMS.items():
-        if total and _repeated_characters(words, n) / total > limit:
+        if total and repeated_characters(words, n) / total > limit:
             return f"repeats {n}-grams"
     return ""
-
-
-def _repeated_characters(words: Sequence[str], n: int) -> int:
-    """Characters of n-grams seen before, each word counted once."""
-    seen: set[tuple[str, ...]] = set()
-    repeated, at = 0, 0
-    while at + n <= len(words):
-        gram = tuple(words[at : at + n])
-        if gram in seen:
-            repeated += sum(map(len, gram))
-            at += n
-        else:
-            seen.add(gram)
-            at += 1
-    return repeated
 
 
 def echoes(text: str, prompt: str, n: int = 8) -> bool:
@@ -279,7 +309,14 @@ def _score_by_model(
     for sample in (0, 1):  # one more try for what could not be read
         todo = [i for i, score in enumerate(scores) if score in ("not asked", "unreadable")]
         requests = [_judge_request(rows[i]) for i in todo]
-        outcomes = asker.ask_many(judge, requests, max_tokens=JUDGE_TOKENS, sample=sample, progress=progress)
+        outcomes = asker.ask_many(
+            judge,
+            requests,
+            max_tokens=JUDGE_TOKENS,
+            sample=sample,
+            response_schema=SCORES_SCHEMA,
+            progress=progress,
+        )
         for i, outcome in zip(todo, outcomes, strict=True):
             scores[i] = _read(outcome, judge, stand_in)
             given += outcome.answer is not None
@@ -338,10 +375,10 @@ def _quality(scores: Mapping[str, float], judge: str, stand_in: bool, notes: lis
 def _gather(
     rows: Sequence[ResponseRow],
     scores: Sequence[Quality | str],
-    *,
     judge: str,
     stand_in: bool,
     parse_rate: float | None,
+    agreed: JudgeAgreement | None,
     usd: float,
 ) -> tuple[list[ScoredRow], QualityReport]:
     scored: list[ScoredRow] = []
@@ -351,11 +388,7 @@ def _gather(
             unscored[score] += 1
         else:
             scored.append(ScoredRow(**row, quality=score))
-    totals = [row["quality"]["total"] for row in scored]
-    bins = Counter(min(10, math.floor(total)) for total in totals)
-    teachers: defaultdict[str, list[float]] = defaultdict(list)
-    for row in scored:
-        teachers[row["teacher"]].append(row["quality"]["total"])
+    whole = _distribution(scored) if scored else None
     parts = {p: statistics.fmean(float(r["quality"][p]) for r in scored) for p in RUBRIC} if scored else {}  # type: ignore[literal-required]
     report = QualityReport(
         judge=judge,
@@ -363,13 +396,34 @@ def _gather(
         rows=len(rows),
         scored=len(scored),
         parse_rate=parse_rate,
-        mean=statistics.fmean(totals) if totals else None,
-        spread=statistics.pstdev(totals) if totals else None,
-        histogram=tuple(bins[i] for i in range(11)),
+        mean=whole.mean if whole else None,
+        spread=whole.spread if whole else None,
+        histogram=whole.histogram if whole else (0,) * 11,
         parts=parts,
-        by_teacher={name: {"rows": len(of), "mean": statistics.fmean(of)} for name, of in teachers.items()},
+        by_domain=_distributions(scored, lambda row: str(row["task"]["domain"])),
+        by_teacher=_distributions(scored, lambda row: row["teacher"]),
         notes=dict(Counter(note for row in scored for note in row["quality"]["notes"])),
         unscored=dict(unscored),
+        agreement=agreed,
         usd=usd,
     )
     return scored, report
+
+
+def _distributions(scored: Sequence[ScoredRow], key: Callable[[ScoredRow], str]) -> dict[str, Distribution]:
+    groups: defaultdict[str, list[ScoredRow]] = defaultdict(list)
+    for row in scored:
+        groups[key(row)].append(row)
+    return {name: _distribution(group) for name, group in sorted(groups.items())}
+
+
+def _distribution(scored: Sequence[ScoredRow]) -> Distribution:
+    totals = [row["quality"]["total"] for row in scored]
+    bins = Counter(min(10, math.floor(total)) for total in totals)
+    return Distribution(
+        rows=len(totals),
+        mean=statistics.fmean(totals),
+        spread=statistics.pstdev(totals),
+        histogram=tuple(bins[i] for i in range(11)),
+        enough=Proportion(sum(total >= THRESHOLD for total in totals), len(totals)),
+    )

@@ -1,10 +1,12 @@
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cogumi_dagster.lib.curation.judge import (
+    SCORES_SCHEMA,
     QualityReport,
     ScoredRow,
     echoes,
@@ -130,10 +132,20 @@ class FakeJudge:
     def __init__(self, reply: Callable[[dict[str, str], int], str]) -> None:
         self.reply = reply
         self.asked: list[dict[str, str]] = []
+        self.schemas: list[Mapping[str, Any] | None] = []
 
-    def ask(self, messages: Sequence[Message], *, max_tokens: int, temperature: float | None, seed: int) -> Answer:
+    def ask(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int,
+        temperature: float | None,
+        seed: int,
+        response_schema: Mapping[str, Any] | None = None,
+    ) -> Answer:
         data = json.loads(messages[-1]["content"])
         self.asked.append(data)
+        self.schemas.append(response_schema)
         return Answer(self.reply(data, seed), "stop", 100, 20)
 
     def models(self) -> set[str]:
@@ -148,12 +160,17 @@ SOLVER = Teacher(name="solver", provider="solver", model="exact", tier=3)
 
 
 def by_model(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, judge: FakeJudge, rows: list[ResponseRow], cap: float = 1.0
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    judge: FakeJudge,
+    rows: list[ResponseRow],
+    cap: float = 1.0,
+    labels: Path | None = None,
 ) -> tuple[list[ScoredRow], QualityReport]:
     monkeypatch.setattr(asking, "connect", lambda teacher: judge)
     catalogue = Catalogue(path="t", teachers={"gpt": JUDGE, "solver": SOLVER})
     with Journal(tmp_path / "j.db") as journal:
-        return score_responses(rows, "gpt", catalogue=catalogue, journal=journal, cap_usd=cap)
+        return score_responses(rows, "gpt", catalogue=catalogue, journal=journal, cap_usd=cap, agreement_set=labels)
 
 
 def test_a_model_judges_through_the_journal(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -163,6 +180,7 @@ def test_a_model_judges_through_the_journal(monkeypatch: pytest.MonkeyPatch, tmp
     assert scored[0]["quality"]["judge"] == "gpt" and not report.stand_in
     assert report.parse_rate == 1.0 and report.usd == pytest.approx(240e-6)
     assert {data["program_found"] for data in judge.asked} == {"right", "wrong: "}
+    assert judge.schemas == [SCORES_SCHEMA] * 2
     _, again = by_model(monkeypatch, tmp_path, judge, [row(), row(passed=False, prompt="another?")])
     assert len(judge.asked) == 2 and again.usd == 0.0
 
@@ -190,7 +208,13 @@ def test_the_report_counts_by_teacher_and_score() -> None:
     assert totals == [10.0, 9.0, 5.0]
     assert report.mean == pytest.approx(8.0) and report.spread == pytest.approx(2.1602, abs=1e-4)
     assert report.histogram == (0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 1)
-    assert report.by_teacher == {"a": {"rows": 1, "mean": 10.0}, "b": {"rows": 2, "mean": 7.0}}
+    assert {name: (of.rows, of.mean, of.spread) for name, of in report.by_teacher.items()} == {
+        "a": (1, 10.0, 0.0),
+        "b": (2, 7.0, 2.0),
+    }
+    assert report.by_teacher["b"].histogram == (0, 0, 0, 0, 0, 1, 0, 0, 0, 1, 0)
+    assert (report.by_teacher["b"].enough.successes, report.by_teacher["b"].enough.count) == (1, 2)
+    assert report.by_domain["math"].histogram == report.histogram
     assert report.notes == {"bare answer": 1, "wrong": 1} and report.stand_in and report.judge == "rules"
     json.dumps(report.to_json())
 
