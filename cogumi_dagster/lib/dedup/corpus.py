@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from cogumi_dagster.lib.profile import DedupConfig
 
-BLOCK_BYTES = 4 << 20
-"""Texts are worked on in blocks of this size: large against a call's cost, small against memory."""
+BLOCK_BYTES = 16 << 20
+"""Texts are worked on in blocks of this size: large against the wait for Python's lock, small against memory."""
 
 Array = NDArray[Any]
 

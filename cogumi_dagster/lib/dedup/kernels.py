@@ -7,9 +7,13 @@ shingle is padded with NUL. Compiled once, then read from numba's cache.
 
 import numpy as np
 from numba import njit
+from numba.extending import intrinsic
 
 STEP_EXACT = np.uint64(1 << 21)
 STEP_HASH = np.uint64(0x9E3779B97F4A7C15)
+RECENT = 4096
+"""Hashes remembered while a text is signed. A repeated one changes no minimum; most are left out by this, which halves
+the work, and one that was forgotten does no harm."""
 PLAIN = np.arange(256, dtype=np.uint8)
 """Each byte as a normalised text has it: ASCII letters in lower case, ASCII whitespace as a space."""
 PLAIN[65:91] += 32
@@ -135,15 +139,23 @@ def sign(flat, starts, size, factors, offsets, signatures, digests):  # type: ig
     points = np.empty(longest + size, np.uint32)
     codes = np.empty(longest + size, np.uint64)
     hashes = np.empty(longest + size, np.uint32)
+    recent = np.empty(RECENT, np.uint32)
     for text in range(len(starts) - 1):
         count = codes_of(flat, starts[text], starts[text + 1], size, points, codes)
         digest = np.uint64(count)
+        recent[:] = 0
+        kept = 0
         for place in range(count):
             full = _hash64(codes[place])
             digest += full * np.uint64(2 * place + 1)
-            hashes[place] = _premix(np.uint32(full >> np.uint64(32)))
+            value = _premix(np.uint32(full >> np.uint64(32)))
+            slot = value & np.uint32(RECENT - 1)
+            fresh = (recent[slot] != value) | (value == 0)
+            recent[slot] = value
+            hashes[kept] = value
+            kept += fresh  # no branch: which shingle comes again cannot be predicted
         digests[text] = digest
-        _least(hashes[:count], factors, offsets, signatures[text])
+        _least(hashes[:kept], factors, offsets, signatures[text])
 
 
 @njit(nogil=True, cache=True)
@@ -174,21 +186,48 @@ def same_bytes(flat, starts, left, right):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
+def sketch(signatures, first, count, out):  # type: ignore[no-untyped-def]
+    """The lowest bits of up to 64 values of each signature, as one number: two texts agree in a bit with probability
+    (1 + J) / 2."""
+    for text in range(len(signatures)):
+        bits = np.uint64(0)
+        for place in range(first, first + count):
+            bits = bits << np.uint64(1) | np.uint64(signatures[text, place] & np.uint32(1))
+        out[text] = bits
+
+
+@intrinsic
+def _ones(typing, value):  # type: ignore[no-untyped-def]
+    """The number of bits that are set."""
+    return value(value), lambda context, builder, signature, arguments: builder.ctpop(arguments[0])
+
+
+@njit(nogil=True, cache=True)
+def _find(table, stamps, stamp, mask, code):  # type: ignore[no-untyped-def]
+    """The code's slot in a hash table, or the free one where it belongs. Slots with another stamp are free."""
+    slot = np.uint64(hash32(code)) & mask
+    while stamps[slot] == stamp and table[slot] != code:
+        slot = (slot + np.uint64(1)) & mask
+    return slot
+
+
+@njit(nogil=True, cache=True)
 def match(  # type: ignore[no-untyped-def]
-    batch, fresh_from, flat, starts, size, signatures, least_equal, threshold, buckets, rank, head, following, member,
-    sizes, seen, found, similarity, append,
+    batch, fresh_from, flat, starts, size, signatures, limits, threshold, buckets, rank, begins, filled, members,
+    low, low_of_member, high, seen, found, similarity, append,
 ):  # fmt: skip
     """Look for a kept near-duplicate of each text of ``batch``, visited in this order.
 
     Candidates are the kept texts in its buckets whose rank is below ``fresh_from`` if ``append`` is 0, and at or above
     it if 1: then texts without a match are kept, that is, added to their buckets, so that later ones of the batch see
-    them. The match is the candidate of lowest rank whose exact Jaccard similarity is at least ``threshold``; a
-    candidate whose signature agrees in fewer than ``least_equal`` places is not verified.
+    them. The match is the candidate of lowest rank whose exact Jaccard similarity is at least ``threshold``.
 
     Args:
+        limits: in how many bits of the low sketch, bits of both and places of the signature a candidate must agree to
+            be verified. Unrelated texts share buckets by the thousand; nearly all end at the first.
         buckets: bucket of text and band, -1 where it would be alone; shape (bands, texts).
-        head, following, member: a bucket's kept texts as a linked list, the latest first; ``member[0]`` counts.
-        sizes: distinct shingles of each text; filled where ``append`` is 0, so every text must pass there first.
+        begins, filled, members: bucket ``b`` holds the kept texts ``members[begins[b]:begins[b] + filled[b]]``, in the
+            order of their ranks; ``low_of_member`` their low sketches.
         seen: scratch of length texts, any value below the batch's ranks.
         found, similarity: results by text: the matching text or -1.
 
@@ -198,17 +237,12 @@ def match(  # type: ignore[no-untyped-def]
     longest = 0
     for text in batch:
         longest = max(longest, starts[text + 1] - starts[text])
-    capacity = 16
-    while capacity < 2 * (longest + size):
-        capacity *= 2
-    mask = np.uint64(capacity - 1)
-    table = np.empty(capacity, np.uint64)
-    stamps = np.zeros(capacity, np.int32)
-    marks = np.zeros(capacity, np.int32)
-    stamp = mark = 0
+    table, stamps, mask = _table(longest + size)
+    others, other_stamps, other_mask = _table(longest + size)
+    marks = np.zeros(len(stamps), np.int32)
+    stamp = mark = np.int32(0)
     points = np.empty(longest + size, np.uint32)
     codes = np.empty(longest + size, np.uint64)
-    theirs = np.empty(longest + size, np.uint64)
     candidates = np.empty(64, np.int64)
     verified = 0
     for text in batch:
@@ -217,19 +251,26 @@ def match(  # type: ignore[no-untyped-def]
         many = 0
         for band in range(len(buckets)):
             bucket = buckets[band, text]
-            node = head[bucket] if bucket >= 0 else -1
-            while node >= 0:
-                other = member[node]
-                node = following[node]
-                if append == 1 and rank[other] < fresh_from:
+            if bucket < 0:
+                continue
+            first, node = begins[bucket], begins[bucket] + filled[bucket]
+            while node > first:
+                node -= 1
+                if append == 1 and rank[members[node]] < fresh_from:
                     break
+                agree = 64 - _ones(low[text] ^ low_of_member[node])  # type: ignore[call-arg]
+                if agree < limits[0]:
+                    continue
+                other = members[node]
                 if seen[other] == rank[text]:
                     continue
                 seen[other] = rank[text]
+                if agree + 64 - _ones(high[text] ^ high[other]) < limits[1]:
+                    continue
                 equal = 0
                 for place in range(signatures.shape[1]):
                     equal += signatures[text, place] == signatures[other, place]
-                if equal < least_equal:
+                if equal < limits[2]:
                     continue
                 if many == len(candidates):
                     more = np.empty(2 * many, np.int64)
@@ -237,53 +278,57 @@ def match(  # type: ignore[no-untyped-def]
                     candidates = more
                 candidates[many] = rank[other] << 32 | other
                 many += 1
-        stamp += 1  # the text's shingles as a hash set
-        own = 0
-        count = 0
-        if many > 0 or append == 0:
+        if many > 0:
+            stamp += np.int32(1)
+            own = 0
             count = codes_of(flat, starts[text], starts[text + 1], size, points, codes)
-        for place in range(count):
-            code = codes[place]
-            slot = np.uint64(hash32(code)) & mask
-            while stamps[slot] == stamp and table[slot] != code:
-                slot = (slot + np.uint64(1)) & mask
-            if stamps[slot] != stamp:
-                stamps[slot] = stamp
-                table[slot] = code
-                own += 1
+            for place in range(count):
+                slot = _find(table, stamps, stamp, mask, codes[place])
+                if stamps[slot] != stamp:
+                    stamps[slot] = stamp
+                    table[slot] = codes[place]
+                    own += 1
         for packed in np.sort(candidates[:many]):
             other = packed & 0xFFFFFFFF
-            if min(own, sizes[other]) < threshold * max(own, sizes[other]):
-                continue  # the sizes alone rule the threshold out
+            length = starts[other + 1] - starts[other]
+            if length + size > len(points):
+                points = np.empty(length + size, np.uint32)
+                codes = np.empty(length + size, np.uint64)
+                others, other_stamps, other_mask = _table(length + size)
             verified += 1
-            if starts[other + 1] - starts[other] + size > len(theirs):
-                points = np.empty(starts[other + 1] - starts[other] + size, np.uint32)
-                theirs = np.empty(starts[other + 1] - starts[other] + size, np.uint64)
-            mark += 1
-            shared = 0
-            count = codes_of(flat, starts[other], starts[other + 1], size, points, theirs)
+            mark += np.int32(1)
+            shared = alone = 0
+            count = codes_of(flat, starts[other], starts[other + 1], size, points, codes)
             for place in range(count):
-                code = theirs[place]
-                slot = np.uint64(hash32(code)) & mask
-                while stamps[slot] == stamp and table[slot] != code:
-                    slot = (slot + np.uint64(1)) & mask
-                if stamps[slot] == stamp and marks[slot] != mark:
+                slot = _find(table, stamps, stamp, mask, codes[place])
+                if stamps[slot] == stamp:
+                    shared += marks[slot] != mark
                     marks[slot] = mark
-                    shared += 1
-            alike = shared / (own + sizes[other] - shared)
+                    continue
+                slot = _find(others, other_stamps, mark, other_mask, codes[place])
+                alone += other_stamps[slot] != mark
+                other_stamps[slot] = mark
+                others[slot] = codes[place]
+            alike = shared / (own + alone)
             if alike >= threshold:
                 found[text] = other
                 similarity[text] = alike
                 break
-        if append == 0:
-            sizes[text] = own
-        elif found[text] < 0:
+        if append == 1 and found[text] < 0:
             for band in range(len(buckets)):
                 bucket = buckets[band, text]
                 if bucket >= 0:
-                    member[0] += 1
-                    node = member[0]
-                    member[node] = text
-                    following[node] = head[bucket]
-                    head[bucket] = node
+                    node = begins[bucket] + filled[bucket]
+                    members[node] = text
+                    low_of_member[node] = low[text]
+                    filled[bucket] += 1
     return verified
+
+
+@njit(nogil=True, cache=True)
+def _table(least):  # type: ignore[no-untyped-def]
+    """An empty hash table for ``least`` codes, the stamps of its slots and its mask."""
+    capacity = 16
+    while capacity < 2 * least:
+        capacity *= 2
+    return np.empty(capacity, np.uint64), np.zeros(capacity, np.int32), np.uint64(capacity - 1)

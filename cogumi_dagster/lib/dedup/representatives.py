@@ -22,8 +22,8 @@ BATCH = 8192
 """Texts compared at once with those kept before, in parallel; only then with each other. The result does not depend
 on it: a match is always the kept text that comes first in the order."""
 SIGMAS = 4.0
-"""A candidate whose signature agrees in fewer places than the threshold predicts, less this many standard deviations,
-is not verified: of the pairs at the threshold 3 in 100,000 are lost."""
+"""A candidate whose signature or sketch agrees in fewer places than the threshold predicts, less this many standard
+deviations, is not verified: of the pairs at the threshold about 1 in 10,000 is lost."""
 
 
 @dataclass(frozen=True)
@@ -103,24 +103,31 @@ def _near(
     pool: ThreadPoolExecutor,
     progress: Progress,
 ) -> tuple[Array, Array, int]:
-    from cogumi_dagster.lib.dedup.kernels import match
+    from cogumi_dagster.lib.dedup.kernels import match, sketch
 
     count = len(corpus)
     found, similarity = np.full(count, -1, np.int64), np.ones(count)
     visited = texts[(buckets[:, texts] >= 0).any(axis=0)]
     rank = np.zeros(count, np.int64)
     rank[visited] = np.arange(len(visited))
-    nodes = int((buckets >= 0).sum()) + 1
-    head, following = np.full(heads, -1, np.int32), np.full(nodes, -1, np.int32)
-    member, sizes = np.zeros(nodes, np.int32), np.zeros(count, np.int32)
-    agree = config.permutations * config.threshold
-    least = max(0, math.floor(agree - SIGMAS * math.sqrt(agree * (1 - config.threshold))))
+    sizes = np.zeros(heads, np.int64)
+    for band in buckets:
+        sizes += np.bincount(band[band >= 0], minlength=heads)
+    begins = np.concatenate(([0], np.cumsum(sizes)))
+    members, low_of_member = np.zeros(begins[-1], np.int32), np.zeros(begins[-1], np.uint64)
+    filled = np.zeros(heads, np.int32)
+    bits = min(64, config.permutations)
+    low, high = np.zeros(count, np.uint64), np.zeros(count, np.uint64)
+    sketch(corpus.signatures, 0, bits, low)
+    sketch(corpus.signatures, config.permutations - bits, bits, high)
+    limits = _limits(config.threshold, bits, config.permutations)
 
     def look(part: Array, seen: Array, fresh_from: int, append: int) -> int:
         return int(
             match(
-                part, fresh_from, corpus.flat, corpus.starts, config.shingle, corpus.signatures, least,
-                config.threshold, buckets, rank, head, following, member, sizes, seen, found, similarity, append,
+                part, fresh_from, corpus.flat, corpus.starts, config.shingle, corpus.signatures, limits,
+                config.threshold, buckets, rank, begins, filled, members, low, low_of_member, high, seen, found,
+                similarity, append,
             )
         )  # fmt: skip
 
@@ -133,3 +140,16 @@ def _near(
         verified += look(batch, scratch[0], begin, 1)
         progress(min(begin + BATCH, len(visited)), len(visited), "comparing")
     return found, similarity, verified
+
+
+def _limits(threshold: float, bits: int, permutations: int) -> Array:
+    """Agreement of sketches and signatures below which a candidate is not verified: see ``SIGMAS``. The sketches
+    count 64 bits each, those beyond ``bits`` being equal."""
+    bit = (1 + threshold) / 2
+    apart = permutations >= 2 * bits  # else the two sketches overlap, and together say nothing more
+
+    def floor(count: int, share: float) -> int:
+        return max(0, math.floor(count * share - SIGMAS * math.sqrt(count * share * (1 - share))))
+
+    both = floor(2 * bits, bit) if apart else 0
+    return np.array([floor(bits, bit) + 64 - bits, both + (128 - 2 * bits) * apart, floor(permutations, threshold)])
