@@ -228,7 +228,7 @@ def recall(texts: list[str]) -> Row:
     mask, report = dedup(mixed, CONFIG.model_copy(update={"keep": "first"}))
     # A removed text is right if an earlier kept one is at the threshold: precision. Two kept ones at the threshold
     # are a pair that was missed: recall counts them against all pairs that the rule had to resolve.
-    missed = sum(mask[one] and mask[two] for one, two in exact)
+    missed = int(sum(bool(mask[one] and mask[two]) for one, two in exact))
     removed = np.flatnonzero(~mask).tolist()
     partners = {two: [one for one, other in exact if other == two] for two in removed}
     right = sum(any(mask[one] for one in partners[number]) for number in removed)
