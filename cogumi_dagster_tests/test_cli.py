@@ -20,7 +20,9 @@ from cogumi_dagster.lib.artifacts import ArtifactStore
 from resources import build_resources
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = """run demo plan status verify report ledger dev serve chat dedup curate export-gguf export-lora pack unpack"""
+COMMANDS = (
+    """run demo plan status verify report ledger dev serve chat dedup curate export-gguf export-lora pack unpack"""
+)
 SET_BY_MAIN = """COGUMI_PROFILE COGUMI_HOME DAGSTER_HOME COGUMI_TOKEN HF_HUB_OFFLINE HF_HUB_DISABLE_PROGRESS_BARS
     TOKENIZERS_PARALLELISM TQDM_DISABLE"""
 

@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import time
@@ -52,6 +53,7 @@ def open_chat(url: str, port: int, token: str | None) -> None:
             raise CogumiError("the server's token is missing", "pass --token, or set COGUMI_TOKEN")
         run_chat(url, token, port)
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server does not outlive the page
     with local_server(_store()) as (address, secret):
         run_chat(address, secret, port)
 

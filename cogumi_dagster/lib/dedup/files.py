@@ -227,7 +227,8 @@ def _text_of_row(row: Mapping[str, Any]) -> str | None:
     for asked, answered in TEXT_FIELDS:
         one, other = row.get(asked), row.get(answered)
         if isinstance(one, str) and isinstance(other, str):
-            return f"{one}\n{other}"
+            extra = row.get("input")  # Alpaca's third field
+            return f"{one}\n{extra}\n{other}" if extra and isinstance(extra, str) else f"{one}\n{other}"
     return next((row[name] for name in SINGLE_FIELDS if isinstance(row.get(name), str)), None)
 
 

@@ -309,6 +309,7 @@ def write(path: Path, *rows: object) -> Path:
     ("row", "text"),
     [
         ({"instruction": "i", "response": "r"}, "i\nr"),
+        ({"instruction": "i", "input": "x", "output": "o"}, "i\nx\no"),
         ({"prompt": "p", "completion": "c"}, "p\nc"),
         ({"question": "q", "answer": "a"}, "q\na"),
         ({"question": "q", "difficulty": "easy"}, "q"),
