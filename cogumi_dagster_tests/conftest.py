@@ -1,7 +1,7 @@
 """A tiny random Llama with the real tokenizer, made once a session: checkpoint, GGUF files, adapters, an engine."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,16 @@ TINY_LORA = LoraConfig(
     rank_attention=4, rank_feed_forward=2, alpha=8, dropout=0.0, learning_rate=3e-2, max_steps=2, batch_tokens=256,
     max_length=128, load_in_4bit=False,
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_instance_left_behind() -> Iterator[None]:
+    """An instance that is entered twice leaves its state storage behind as the current one, dead: Dagster keeps one
+    exit stack for both. The next load of the code location would then fail, in another test."""
+    from dagster._core.storage.defs_state.base import set_defs_state_storage
+
+    with set_defs_state_storage(None):
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -155,12 +155,14 @@ def test_the_key_is_in_no_database_log_artifact_event_or_page(
     root.addHandler(log)
     root.setLevel(logging.DEBUG)
     try:
-        with dg.DagsterInstance.local_temp(str(tmp_path / "dagster")) as instance:
-            assert taught(paid, instance).success
-            server.listing = error_reply(401, f"Incorrect API key provided: {CANARY}")
-            refused = taught(paid, instance, "science")
-            assert not refused.success and "[redacted]" in failure_of(refused)
-            assert not availability(paid).passed
+        # Not entered: execution enters it itself, and a second time leaves its storage behind for later tests.
+        instance = dg.DagsterInstance.local_temp(str(tmp_path / "dagster"))
+        assert taught(paid, instance).success
+        server.listing = error_reply(401, f"Incorrect API key provided: {CANARY}")
+        refused = taught(paid, instance, "science")
+        assert not refused.success and "[redacted]" in failure_of(refused)
+        assert not availability(paid).passed
+        instance.dispose()
     finally:
         root.setLevel(level)
         root.removeHandler(log)
