@@ -14,12 +14,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
+from cogumi_dagster.lib.packed import COMPRESSIONS, open_packed
 
 FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
-COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 S3 = "s3://"
 LONGEST_FIELD = 1 << 24
 """Characters of a CSV field; the csv module's own limit is 131,072."""
@@ -66,7 +66,7 @@ def read_rows(file: str) -> Iterator[Numbered]:
         CogumiError: the file is damaged as a whole: cut off while compressed, no Parquet, no JSON.
     """
     form, packed = format_of(file)
-    with _local(file) as path, _damage_explained(file), _opened(path, packed) as stream:
+    with _local(file) as path, _damage_explained(file), open_packed(path) as stream:
         if form in (".jsonl", ".ndjson"):
             yield from _lines(stream)
         elif form == ".json":
@@ -83,19 +83,6 @@ def _damage_explained(file: str) -> Iterator[None]:
         yield
     except (OSError, csv.Error) as error:
         raise CogumiError(f"{file} cannot be read: {' '.join(str(error).split())}", "fetch the file again") from error
-
-
-@contextmanager
-def _opened(path: Path, packed: str) -> Iterator[IO[bytes]]:
-    if not packed:
-        with path.open("rb") as plain:
-            yield plain
-        return
-    import pyarrow
-
-    # zstandard's reader takes a file that was cut off for a whole one; Arrow's does not.
-    with pyarrow.input_stream(str(path), compression=COMPRESSIONS[packed]) as stream:
-        yield cast(IO[bytes], io.BufferedReader(stream))
 
 
 def _object(text: bytes | str) -> dict[str, Any] | None:

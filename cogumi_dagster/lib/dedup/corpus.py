@@ -34,13 +34,9 @@ class Corpus:
     starts: Array
     signatures: Array
     digests: Array
-    on_disk: bool
 
     def __len__(self) -> int:
         return len(self.starts) - 1
-
-    def text(self, number: int) -> str:
-        return bytes(self.flat[self.starts[number] : self.starts[number + 1]]).decode("utf-8", "surrogatepass")
 
 
 def cores() -> int:
@@ -110,7 +106,6 @@ def read_corpus(
         starts,
         signature_store.whole(),
         np.concatenate(digests) if digests else np.zeros(0, np.uint64),
-        texts_store.on_disk,
     )
 
 
@@ -141,10 +136,6 @@ class _Store:
         self._file: Any = None
         self.bytes = 0
         self._on_disk = 0
-
-    @property
-    def on_disk(self) -> bool:
-        return self._file is not None
 
     def append(self, rows: Array) -> None:
         if self._file is not None:

@@ -3,30 +3,36 @@
 The first pass keeps each row's normalised text and signature; the second copies the lines that stay, byte for byte.
 """
 
-import gzip
-import io
 import json
 import math
 import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import compress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import orjson
 from xxhash import xxh3_64_intdigest
 
 from cogumi_dagster.lib.dedup.corpus import cores, read_corpus
-from cogumi_dagster.lib.dedup.minhash import checked
-from cogumi_dagster.lib.dedup.representatives import represent
-from cogumi_dagster.lib.dedup.texts import EXCERPT, DedupReport, dedup_report, visiting_order
+from cogumi_dagster.lib.dedup.minhash import checked, normalise
+from cogumi_dagster.lib.dedup.representatives import Representatives, represent
+from cogumi_dagster.lib.dedup.texts import (
+    EXCERPT,
+    DedupReport,
+    dedup_report,
+    example_pairs,
+    id_hashes,
+    visiting_order,
+)  # fmt: skip
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.packed import open_packed
 from cogumi_dagster.lib.profile import DedupConfig
 from cogumi_dagster.lib.progress import Progress, silent
 
@@ -43,8 +49,6 @@ TEXT_FIELDS = (
 )
 """Field pairs that ``text_of_row`` knows, in the order tried; then the single fields below."""
 SINGLE_FIELDS = ("text", "question", "prompt", "instruction")
-
-TextOf = Callable[[Mapping[str, Any]], str | None]
 
 
 @dataclass
@@ -63,7 +67,6 @@ def dedup_files(
     inputs: Sequence[Path],
     output: Path,
     config: DedupConfig,
-    text_of: TextOf | None = None,
     *,
     workers: int | None = None,
     memory_gb: float = 4.0,
@@ -76,14 +79,14 @@ def dedup_files(
     signatures over ``memory_gb`` go to a file beside the output while it works.
 
     Raises:
-        CogumiError: no such file; ``output`` is one of the inputs; no row of a file has a text; a file that changed
-            while it was read; the engine ``ray``, which works on the cluster's own files.
+        CogumiError: no such file; ``output`` is one of the inputs or a folder; a packed file that was cut off; no row
+            of a file has a text; a file that changed while it was read. ``output`` is then as it was.
     """
     checked(config)
     if output.resolve() in {path.resolve() for path in inputs}:
         raise CogumiError(f"{output} is both an input and the output", "name another file for the output, last")
-    if config.engine == "datasketch":
-        return _through_lists(inputs, output, config, text_of or text_of_row)
+    if output.is_dir():
+        raise CogumiError(f"{output} is a folder", "name a file for the output, last")
     for path in inputs:
         if not path.is_file():
             raise CogumiError(f"there is no file {path}", "check the path")
@@ -91,54 +94,42 @@ def dedup_files(
     started = time.perf_counter()
     rows = _Rows()
     with ThreadPoolExecutor(workers or cores()) as pool:
-        texts = _texts(inputs, rows, text_of or text_of_row)
-        corpus = read_corpus(
-            texts, config, pool, memory_gb, output.parent, lambda done: progress(done, 0, "texts read and signed")
-        )
-        ids = np.array(rows.ids, np.uint64)
-        order = visiting_order(len(corpus), config, np.array(rows.scores), ids, corpus.digests)
-        found = represent(corpus, order, config, pool, progress)
-    kept = (found.kept_by == np.arange(len(corpus))).tolist()
-    wanted: dict[int, tuple[str, str]] = {}
-
-    def excerpts(numbers: Sequence[int]) -> dict[int, tuple[str, str]]:
-        wanted.update(dict.fromkeys(numbers, ("", "")))
-        _copy_kept(inputs, output, rows.flags, kept, wanted, text_of or text_of_row)
-        return wanted
-
-    report = dedup_report(found, config, 0.0, excerpts=excerpts, domains=rows.domains, sources=rows.sources)
+        if config.engine == "datasketch":
+            found = _by_reference(list(_texts(inputs, rows)), rows, config)
+        else:
+            corpus = read_corpus(
+                _texts(inputs, rows), config, pool, memory_gb, output.parent,
+                lambda done: progress(done, 0, "texts read and signed"),
+            )  # fmt: skip
+            ids = np.array(rows.ids, np.uint64)
+            order = visiting_order(len(corpus), config, np.array(rows.scores), ids, corpus.digests)
+            found = represent(corpus, order, config, pool, progress)
+    pairs = example_pairs(found, config)
+    excerpts = _copy_kept(inputs, output, rows.flags, found, {n for pair in pairs for n in pair[:2]})
     seconds = time.perf_counter() - started
-    return replace(
-        report,
-        left_out=tuple(rows.left_out),
-        seconds=round(seconds, 3),
-        docs_per_second=round(len(corpus) / max(seconds, 1e-9), 1),
-    )
+    report = dedup_report(found, config, seconds, pairs, excerpts, domains=rows.domains, sources=rows.sources)
+    return replace(report, left_out=tuple(rows.left_out))
 
 
-def open_lines(path: Path, mode: str = "rb") -> BinaryIO:
-    """A file of lines, packed or not by its ending (``.gz``, ``.zst``)."""
-    if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, mode, compresslevel=6))
-    if path.suffix == ".zst":
-        import zstandard
+def _by_reference(texts: Sequence[str], rows: _Rows, config: DedupConfig) -> Representatives:
+    """The reference engine, which wants all texts at once."""
+    from cogumi_dagster.lib.dedup.reference import represent_datasketch
 
-        if "w" in mode:
-            return cast(BinaryIO, io.BufferedWriter(zstandard.open(path, mode), 1 << 20))
-        return cast(BinaryIO, io.BufferedReader(zstandard.open(path, mode), 1 << 20))
-    return cast(BinaryIO, path.open(mode, buffering=1 << 20))
+    digests = id_hashes(normalise(text) for text in texts)
+    order = visiting_order(len(texts), config, np.array(rows.scores), np.array(rows.ids, np.uint64), digests)
+    return represent_datasketch(texts, order, config)
 
 
 def _blocks(path: Path) -> Iterator[list[bytes]]:
     try:
-        with open_lines(path) as lines:
+        with open_packed(path) as lines:
             while block := lines.readlines(BLOCK_BYTES):
                 yield block
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise CogumiError(f"{path} cannot be unpacked: {error}", "pack it again") from None
+    except OSError as error:
+        raise CogumiError(f"{path} cannot be read: {' '.join(str(error).split())}", "fetch the file again") from None
 
 
-def _texts(inputs: Sequence[Path], rows: _Rows, text_of: TextOf) -> Iterator[str]:
+def _texts(inputs: Sequence[Path], rows: _Rows) -> Iterator[str]:
     """The texts of all rows; what else is needed of them goes into ``rows``."""
     for path in inputs:
         number, read, found, fields = 0, 0, 0, ""
@@ -152,7 +143,7 @@ def _texts(inputs: Sequence[Path], rows: _Rows, text_of: TextOf) -> Iterator[str
                     if line.strip():
                         broken.append(number)
                     continue
-                text = text_of(row)
+                text = text_of_row(row)
                 fields = fields or ", ".join(row)
                 read += 1
                 if text is None:
@@ -233,18 +224,15 @@ def _text_of_row(row: Mapping[str, Any]) -> str | None:
 
 
 def _copy_kept(
-    inputs: Sequence[Path],
-    output: Path,
-    flags: bytearray,
-    kept: list[bool],
-    wanted: dict[int, tuple[str, str]],
-    text_of: TextOf,
-) -> None:
-    """Write the kept lines through a temporary file; fill id and excerpt of the ``wanted`` documents on the way."""
+    inputs: Sequence[Path], output: Path, flags: bytearray, found: Representatives, wanted: Collection[int]
+) -> dict[int, tuple[str, str]]:
+    """Write the kept lines through a temporary file; return id and excerpt of the ``wanted`` documents."""
+    kept = (found.kept_by == np.arange(len(found.kept_by))).tolist()
+    excerpts: dict[int, tuple[str, str]] = {}
     temporary = output.with_name(f".{os.getpid()}.{output.name}")
     line = document = 0
     try:
-        with open_lines(temporary, "wb") as out:
+        with open_packed(temporary, "wb") as out:
             for path in inputs:
                 for block in _blocks(path):
                     mine = flags[line : line + len(block)]
@@ -256,9 +244,9 @@ def _copy_kept(
                         stay.append(bool(flag) and kept[document])
                         if flag:
                             if document in wanted:
-                                wanted[document] = _shown(block[place], document, text_of)
+                                excerpts[document] = _shown(block[place], document)
                             document += 1
-                    if block and not block[-1].endswith(b"\n"):
+                    if not block[-1].endswith(b"\n"):
                         block[-1] += b"\n"
                     out.writelines(compress(block, stay))
         if line != len(flags):
@@ -266,28 +254,10 @@ def _copy_kept(
         os.replace(temporary, output)
     finally:
         temporary.unlink(missing_ok=True)
+    return excerpts
 
 
-def _shown(line: bytes, document: int, text_of: TextOf) -> tuple[str, str]:
+def _shown(line: bytes, document: int) -> tuple[str, str]:
     row = row_of_line(line) or {}
     places = [row, *(row[part] for part in ("task", "metadata") if isinstance(row.get(part), Mapping))]
-    return str(_first(places, ("id",)) or f"row {document + 1}"), (text_of(row) or "")[:EXCERPT]
-
-
-def _through_lists(inputs: Sequence[Path], output: Path, config: DedupConfig, text_of: TextOf) -> DedupReport:
-    """The same with the reference engine, which wants all texts at once."""
-    from cogumi_dagster.lib.dedup.texts import dedup
-
-    rows = _Rows()
-    texts = list(_texts(inputs, rows, text_of))
-    mask, report = dedup(
-        texts,
-        config,
-        ids=[str(number) for number in rows.ids],
-        scores=rows.scores,
-        domains=rows.domains,
-        sources=rows.sources,
-    )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _copy_kept(inputs, output, rows.flags, mask.tolist(), {}, text_of)
-    return replace(report, left_out=tuple(rows.left_out))
+    return str(_first(places, ("id",)) or f"row {document + 1}"), (text_of_row(row) or "")[:EXCERPT]

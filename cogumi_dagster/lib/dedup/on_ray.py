@@ -27,7 +27,7 @@ from cogumi_dagster.lib.dedup.corpus import read_corpus
 from cogumi_dagster.lib.dedup.files import row_labels, row_of_line, text_of_row
 from cogumi_dagster.lib.dedup.minhash import checked
 from cogumi_dagster.lib.dedup.representatives import Representatives, represent
-from cogumi_dagster.lib.dedup.texts import EXCERPT, DedupReport, dedup_report, visiting_order
+from cogumi_dagster.lib.dedup.texts import EXCERPT, DedupReport, dedup_report, example_pairs, visiting_order
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import DedupConfig
 
@@ -69,12 +69,10 @@ def dedup_on_ray(
     found = _settle(files, lines, order, config)
     _write(files, ranges, lines, found, output)
 
-    def excerpts(wanted: Sequence[int]) -> dict[int, tuple[str, str]]:
-        return {number: _excerpt(files, lines, number) for number in wanted}
-
-    return dedup_report(
-        found, config, time.perf_counter() - started, excerpts=excerpts, domains=lines.domain, sources=lines.source
-    )
+    pairs = example_pairs(found, config)
+    excerpts = {number: _excerpt(files, lines, number) for pair in pairs for number in pair[:2]}
+    seconds = time.perf_counter() - started
+    return dedup_report(found, config, seconds, pairs, excerpts, domains=lines.domain, sources=lines.source)
 
 
 def represent_ray(

@@ -36,6 +36,11 @@ class Representatives:
     exact: Array
     verified: int
 
+    @property
+    def removed(self) -> Array:
+        """Numbers of the texts that go."""
+        return np.flatnonzero(self.kept_by != np.arange(len(self.kept_by)))
+
 
 def represent(
     corpus: Corpus, order: Array, config: DedupConfig, pool: ThreadPoolExecutor, progress: Progress = silent

@@ -7,7 +7,7 @@ each pair" loses more: one published corpus had 859,091 templated rows merged in
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -104,14 +104,10 @@ def dedup(
 
             found = represent_datasketch(texts, order, config)
     names = ids if ids is not None else range(len(texts))
-    report = dedup_report(
-        found,
-        config,
-        time.perf_counter() - started,
-        excerpts=lambda wanted: {n: (str(names[n]), texts[n][:EXCERPT]) for n in wanted},
-        domains=domains,
-        sources=sources,
-    )
+    pairs = example_pairs(found, config)
+    excerpts = {n: (str(names[n]), texts[n][:EXCERPT]) for pair in pairs for n in pair[:2]}
+    seconds = time.perf_counter() - started
+    report = dedup_report(found, config, seconds, pairs, excerpts, domains=domains or (), sources=sources or ())
     return found.kept_by == np.arange(len(texts)), report
 
 
@@ -137,32 +133,43 @@ def visiting_order(count: int, config: DedupConfig, scores: Array | None, ids: A
     return np.lexsort([*keys, -scores] if scores is not None else keys)
 
 
+def _labels(found: Representatives, config: DedupConfig) -> Array:
+    """The category of each document, were it removed."""
+    near = np.where(found.similarity >= 0.95, "0.95-1.0", f"{config.threshold:g}-0.95")
+    return np.where(found.exact, "exact", near)
+
+
+def example_pairs(found: Representatives, config: DedupConfig) -> list[tuple[int, int, str]]:
+    """A few removed documents of each category with the kept ones and the category, the least alike first."""
+    labels, removed = _labels(found, config), found.removed
+    pairs: list[tuple[int, int, str]] = []
+    for label in sorted(set(labels[removed].tolist()), reverse=True):
+        mine = removed[labels[removed] == label]
+        least = mine[np.argsort(found.similarity[mine], kind="stable")][:EXAMPLES_PER_CATEGORY].tolist()
+        pairs += [(number, int(found.kept_by[number]), label) for number in least]
+    return pairs
+
+
 def dedup_report(
     found: Representatives,
     config: DedupConfig,
     seconds: float,
+    pairs: Sequence[tuple[int, int, str]],
+    excerpts: Mapping[int, tuple[str, str]],
     *,
-    excerpts: Callable[[Sequence[int]], dict[int, tuple[str, str]]],
-    domains: Sequence[str] | None = None,
-    sources: Sequence[str] | None = None,
+    domains: Sequence[str],
+    sources: Sequence[str],
 ) -> DedupReport:
-    """``excerpts``: id and beginning of the text of the documents asked for."""
-    count = len(found.kept_by)
-    removed = np.flatnonzero(found.kept_by != np.arange(count))
-    near = f"{config.threshold:g}-0.95"
-    labels = np.where(found.exact, "exact", np.where(found.similarity >= 0.95, "0.95-1.0", near))[removed]
-    shown: list[tuple[int, str]] = []
-    for label in ("exact", "0.95-1.0", near):
-        mine = removed[labels == label]
-        least = mine[np.argsort(found.similarity[mine], kind="stable")][:EXAMPLES_PER_CATEGORY]
-        shown += [(int(number), label) for number in least]
-    texts = excerpts([place for number, _ in shown for place in (number, int(found.kept_by[number]))])
-    examples = []
-    for number, label in shown:
-        (name, text), (kept_name, kept_text) = texts[number], texts[int(found.kept_by[number])]
-        examples.append(
-            DuplicatePair(name, kept_name, round(float(found.similarity[number]), 4), label, text, kept_text)
+    """``pairs`` of ``example_pairs``; ``excerpts``: id and beginning of the text of their documents. ``domains`` and
+    ``sources`` of all documents, empty where there are none."""
+    count, removed = len(found.kept_by), found.removed
+    examples = [
+        DuplicatePair(
+            excerpts[one][0], excerpts[other][0], round(float(found.similarity[one]), 4), label, excerpts[one][1],
+            excerpts[other][1],
         )
+        for one, other, label in pairs
+    ]  # fmt: skip
     clusters = np.bincount(found.kept_by[removed]) if len(removed) else np.zeros(1, int)
     return DedupReport(
         documents=count,
@@ -170,10 +177,10 @@ def dedup_report(
         removed=len(removed),
         threshold=config.threshold,
         recall_at_threshold=round(recall(config.threshold, config.permutations, config.bands), 4),
-        categories=_count(labels.tolist()),
+        categories=_count(_labels(found, config)[removed].tolist()),
         largest_cluster=1 + int(clusters.max()) if count else 0,
-        removed_by_domain=_count([domains[n] for n in removed.tolist()]) if domains is not None else {},
-        removed_by_source=_count([sources[n] for n in removed.tolist()]) if sources is not None else {},
+        removed_by_domain=_count(domains[n] for n in removed.tolist()) if domains else {},
+        removed_by_source=_count(sources[n] for n in removed.tolist()) if sources else {},
         candidates_verified=found.verified,
         examples=tuple(examples),
         seconds=round(seconds, 3),

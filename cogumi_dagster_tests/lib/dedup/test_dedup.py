@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cogumi_dagster.lib.dedup import corpus, representatives
-from cogumi_dagster.lib.dedup.files import dedup_files, open_lines, text_of_row
+from cogumi_dagster.lib.dedup.files import dedup_files, text_of_row
 from cogumi_dagster.lib.dedup.kernels import hash32
 from cogumi_dagster.lib.dedup.minhash import bands_for, jaccard, normalise, recall, shingle_set, signatures
 from cogumi_dagster.lib.dedup.texts import dedup, id_hashes
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.packed import open_packed
 from cogumi_dagster.lib.profile import DedupConfig
 
 DEFAULT = DedupConfig()
@@ -346,12 +347,25 @@ def test_files_keep_the_best_row_and_say_what_they_left_out(tmp_path: Path) -> N
 @pytest.mark.parametrize("ending", [".gz", ".zst"])
 def test_packed_files_are_read_and_written(tmp_path: Path, ending: str) -> None:
     source = tmp_path / f"in.jsonl{ending}"
-    with open_lines(source, "wb") as out:
+    with open_packed(source, "wb") as out:
         out.write(b'{"text": "one and the same"}\n{"text": "One  and the same"}\n{"text": "another"}')
     report = dedup_files([source], tmp_path / f"out.jsonl{ending}", DEFAULT)
     assert (report.kept, report.categories) == (2, {"exact": 1})
-    with open_lines(tmp_path / f"out.jsonl{ending}") as lines:
+    with open_packed(tmp_path / f"out.jsonl{ending}") as lines:
         assert len(lines.readlines()) == 2
+
+
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_a_packed_file_that_was_cut_off_is_refused_and_the_output_stays(tmp_path: Path, ending: str) -> None:
+    source = tmp_path / f"in.jsonl{ending}"
+    with open_packed(source, "wb") as out:
+        for text in variants(7, 400):
+            out.write(json.dumps({"text": text}).encode() + b"\n")
+    source.write_bytes(source.read_bytes()[:-200])
+    (tmp_path / "out.jsonl").write_text("kept from before")
+    with pytest.raises(CogumiError, match="cannot be read"):
+        dedup_files([source], tmp_path / "out.jsonl", DEFAULT)
+    assert (tmp_path / "out.jsonl").read_text() == "kept from before"
 
 
 def test_an_input_is_never_overwritten_and_a_file_without_text_is_named(tmp_path: Path) -> None:
