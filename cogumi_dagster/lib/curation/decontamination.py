@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cogumi_dagster.lib.dedup.minhash import jaccard, lsh_keys, normalise, shingle_set
+from cogumi_dagster.lib.dedup.minhash import jaccard, lsh_keys, normalise, shingle_set, signatures
 from cogumi_dagster.lib.profile import DedupConfig
 
 log = logging.getLogger(__name__)
@@ -164,11 +164,11 @@ def _near_duplicates(asked: Sequence[str], index: _Index) -> dict[int, tuple[int
     known = [normalise(prompt) for _, prompt in index.prompts]
     mine = [normalise(text) for text in asked]
     buckets: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for band, column in enumerate(lsh_keys(known, NEAR).tolist()):
+    for band, column in enumerate(lsh_keys(signatures(known, NEAR), NEAR).tolist()):
         for prompt, key in enumerate(column):
             buckets[band, key].append(prompt)
     candidates: dict[int, set[int]] = defaultdict(set)
-    for band, column in enumerate(lsh_keys(mine, NEAR).tolist()):
+    for band, column in enumerate(lsh_keys(signatures(mine, NEAR), NEAR).tolist()):
         for row, key in enumerate(column):
             if (band, key) in buckets:
                 candidates[row].update(buckets[band, key])

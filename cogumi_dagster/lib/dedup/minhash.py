@@ -84,12 +84,12 @@ def signatures(texts: Sequence[str], config: DedupConfig) -> Signatures:
         return read_corpus(texts, config, pool).signatures
 
 
-def lsh_keys(texts: Sequence[str], config: DedupConfig) -> NDArray[np.uint64]:
-    """One 64-bit key for each band and text, shape (bands, texts): texts that share one are candidates."""
+def lsh_keys(signatures: Signatures, config: DedupConfig) -> NDArray[np.uint64]:
+    """One 64-bit key for each band of each signature, shape (bands, texts): texts that share one are candidates."""
     from cogumi_dagster.lib.dedup.kernels import band_keys
 
-    signed, rows = signatures(texts, config), config.permutations // config.bands
-    keys = np.empty((config.bands, len(texts)), np.uint64)
+    rows = config.permutations // config.bands
+    keys = np.empty((config.bands, len(signatures)), np.uint64)
     for band in range(config.bands):
-        band_keys(signed, band * rows, rows, keys[band])
+        band_keys(signatures, band * rows, rows, keys[band])
     return keys

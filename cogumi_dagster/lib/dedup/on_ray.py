@@ -10,13 +10,12 @@ Files must be where every worker can read them: a shared folder, or a URI that f
 """
 
 import io
-import json
 import os
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from cogumi_dagster.lib.dedup.corpus import read_corpus
 from cogumi_dagster.lib.dedup.files import row_labels, row_of_line, text_of_row
-from cogumi_dagster.lib.dedup.minhash import checked
+from cogumi_dagster.lib.dedup.minhash import checked, lsh_keys, signatures
 from cogumi_dagster.lib.dedup.representatives import Representatives, represent
 from cogumi_dagster.lib.dedup.texts import EXCERPT, DedupReport, dedup_report, example_pairs, visiting_order
 from cogumi_dagster.lib.errors import CogumiError
@@ -33,6 +32,7 @@ from cogumi_dagster.lib.profile import DedupConfig
 
 Array = NDArray[Any]
 RANGE_BYTES = 64 << 20
+TEXTS_AT_ONCE = 20_000
 GROUP_BYTES = 64 << 20
 """Components are settled together until their lines are about this large."""
 
@@ -66,7 +66,11 @@ def dedup_on_ray(
     ranges = _ranges(files, range_bytes)
     lines = _sign(files, ranges, config)
     order = visiting_order(len(lines.file), config, lines.score, lines.name, lines.digest)
-    found = _settle(files, lines, order, config)
+
+    def places(part: Array) -> dict[str, Any]:
+        return {"file": lines.file[part], "offset": lines.offset[part], "length": lines.length[part]}
+
+    found = _settle(lines.keys, lines.length, order, config, places, files)
     _write(files, ranges, lines, found, output)
 
     pairs = example_pairs(found, config)
@@ -75,19 +79,27 @@ def dedup_on_ray(
     return dedup_report(found, config, seconds, pairs, excerpts, domains=lines.domain, sources=lines.source)
 
 
-def represent_ray(
-    texts: Sequence[str], order: Array, config: DedupConfig, folder: Path | None = None
-) -> Representatives:
-    """The keep rule for texts in memory, through a file in ``folder`` (the system's scratch folder when left out)."""
-    rank = np.empty(len(texts), np.int64)
-    rank[order] = np.arange(len(texts))
-    with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch) / "texts.jsonl"
-        with path.open("w", encoding="utf-8") as out:
-            for text, place in zip(texts, rank.tolist(), strict=True):
-                out.write(json.dumps({"text": text, "score": -place}) + "\n")
-        lines = _sign([str(path)], _ranges([str(path)], RANGE_BYTES), config)
-        return _settle([str(path)], lines, order, config)
+def represent_ray(texts: Sequence[str], order: Array, config: DedupConfig) -> Representatives:
+    """The keep rule for texts in memory, which travel through Ray's object store: no shared folder is needed."""
+    if not texts:
+        return Representatives(np.arange(0), np.ones(0), np.zeros(0, bool), 0)
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    lengths = np.array([len(text) for text in encoded], np.int64)
+    bounds = [*range(0, len(encoded), TEXTS_AT_ONCE), len(encoded)]
+    items = [{"texts": encoded[begin:end]} for begin, end in pairwise(bounds)]
+    signed = _ray_data().from_items(items, override_num_blocks=len(items)).map_batches(
+        _sign_texts, batch_size=1, fn_kwargs={"config": config}
+    )  # fmt: skip
+    keys = np.concatenate([batch["keys"] for batch in signed.iter_batches(batch_size=None, batch_format="numpy")])
+    return _settle(keys, lengths, order, config, lambda part: {"texts": [encoded[n] for n in part.tolist()]}, ())
+
+
+def _sign_texts(batch: dict[str, Array], config: DedupConfig) -> dict[str, Any]:
+    return {"keys": np.ascontiguousarray(lsh_keys(signatures(_decoded(batch), config), config).T)}
+
+
+def _decoded(batch: dict[str, Array]) -> list[str]:
+    return [bytes(text).decode("utf-8", "surrogatepass") for text in batch["texts"][0]]
 
 
 def _ray_data() -> Any:
@@ -157,8 +169,6 @@ def _sign(files: Sequence[str], ranges: list[dict[str, Any]], config: DedupConfi
 
 
 def _sign_range(batch: dict[str, Array], files: list[str], config: DedupConfig) -> dict[str, Any]:
-    from cogumi_dagster.lib.dedup.kernels import band_keys
-
     file, begin, end = (int(batch[name][0]) for name in ("file", "begin", "end"))
     texts: list[str] = []
     columns: dict[str, list[Any]] = {name: [] for name in ("offset", "length", "score", "name", "domain", "source")}
@@ -173,47 +183,46 @@ def _sign_range(batch: dict[str, Array], files: list[str], config: DedupConfig) 
             column.append(value)
     with ThreadPoolExecutor(1) as pool:
         corpus = read_corpus(texts, config, pool)
-    rows = config.permutations // config.bands
-    keys = np.empty((config.bands, len(texts)), np.uint64)
-    for band in range(config.bands):
-        band_keys(corpus.signatures, band * rows, rows, keys[band])
     kinds: dict[str, Any] = {"offset": np.int64, "length": np.int64, "score": np.float64, "name": np.uint64}
     numbers = {name: np.array(columns[name], kind) for name, kind in kinds.items()}
     labels = {name: np.array(columns[name], dtype=object) for name in ("domain", "source")}
     return {
         "file": np.full(len(texts), file, np.int32), **numbers, **labels,
-        "digest": corpus.digests, "keys": np.ascontiguousarray(keys.T),
+        "digest": corpus.digests, "keys": np.ascontiguousarray(lsh_keys(corpus.signatures, config).T),
     }  # fmt: skip
 
 
-def _settle(files: Sequence[str], lines: _Lines, order: Array, config: DedupConfig) -> Representatives:
-    """Apply the keep rule to every component of lines that share a band, each on some worker."""
-    count = len(lines.file)
+def _settle(
+    keys: Array,
+    lengths: Array,
+    order: Array,
+    config: DedupConfig,
+    contents: Callable[[Array], dict[str, Any]],
+    files: Sequence[str],
+) -> Representatives:
+    """Apply the keep rule to every component of texts that share a band, each on some worker. ``contents``: the texts
+    of such a group, or where in ``files`` they are."""
+    count = len(keys)
     found = Representatives(np.arange(count), np.ones(count), np.zeros(count, bool), 0)
     rank = np.empty(count, np.int64)
     rank[order] = np.arange(count)
-    component = _components(lines.keys)
-    sizes = np.bincount(component)
-    shared = np.flatnonzero(sizes[component] > 1)
+    component = _components(keys)
+    shared = np.flatnonzero(np.bincount(component)[component] > 1)
     if not len(shared):
         return found
     shared = shared[np.lexsort((rank[shared], component[shared]))]
     begins = np.flatnonzero(np.concatenate(([True], np.diff(component[shared]) != 0)))
-    group = np.cumsum(lines.length[shared])[begins] // GROUP_BYTES
-    splits = begins[np.flatnonzero(np.diff(group)) + 1]
-    parts = np.split(shared, splits)
-    items = [
-        {"line": part, "file": lines.file[part], "offset": lines.offset[part], "length": lines.length[part]}
-        for part in parts
-    ]
+    group = np.cumsum(lengths[shared])[begins] // GROUP_BYTES
+    parts = np.split(shared, begins[np.flatnonzero(np.diff(group)) + 1])
+    items = [{"number": part, **contents(part)} for part in parts]
     settled = _ray_data().from_items(items, override_num_blocks=len(items)).map_batches(
         _settle_group, batch_size=1, fn_kwargs={"files": list(files), "config": config}
     )  # fmt: skip
     verified = 0
     for batch in settled.iter_batches(batch_size=None, batch_format="numpy"):
-        found.kept_by[batch["line"]] = batch["kept_by"]
-        found.similarity[batch["line"]] = batch["similarity"]
-        found.exact[batch["line"]] = batch["exact"]
+        found.kept_by[batch["number"]] = batch["kept_by"]
+        found.similarity[batch["number"]] = batch["similarity"]
+        found.exact[batch["number"]] = batch["exact"]
         verified += int(batch["verified"].sum())
     return Representatives(found.kept_by, found.similarity, found.exact, verified)
 
@@ -237,15 +246,19 @@ def _components(keys: Array) -> Array:
 
 
 def _settle_group(batch: dict[str, Array], files: list[str], config: DedupConfig) -> dict[str, Any]:
-    line, file, offset, length = (np.asarray(batch[name][0]) for name in ("line", "file", "offset", "length"))
-    texts = [_text_at(files[f], o, n) for f, o, n in zip(file.tolist(), offset.tolist(), length.tolist(), strict=True)]
+    number = np.asarray(batch["number"][0])
+    if "texts" in batch:
+        texts = _decoded(batch)
+    else:
+        places = zip(*(np.asarray(batch[name][0]).tolist() for name in ("file", "offset", "length")), strict=True)
+        texts = [_text_at(files[file], offset, length) for file, offset, length in places]
     with ThreadPoolExecutor(1) as pool:
         corpus = read_corpus(texts, config, pool)
         found = represent(corpus, np.arange(len(texts)), config, pool)
-    verified = np.zeros(len(line), np.int64)
+    verified = np.zeros(len(number), np.int64)
     verified[0] = found.verified
     return {
-        "line": line, "kept_by": line[found.kept_by], "similarity": found.similarity, "exact": found.exact,
+        "number": number, "kept_by": number[found.kept_by], "similarity": found.similarity, "exact": found.exact,
         "verified": verified,
     }  # fmt: skip
 

@@ -259,6 +259,8 @@ def test_a_ray_cluster_keeps_the_same_lines(tmp_path: Path) -> None:
 
     rows = [{"text": text, "id": name} for text, name in zip(LEVELS, NAMES, strict=True)]
     inputs = [write(tmp_path / "a.jsonl", *rows[:350]), write(tmp_path / "b.jsonl", "{broken\n", *rows[350:])]
+    by_lists, _ = dedup(LEVELS, DEFAULT.model_copy(update={"engine": "ray"}), ids=NAMES)
+    np.testing.assert_array_equal(by_lists, dedup(LEVELS, DEFAULT, ids=NAMES)[0])
     here = dedup_files(inputs, tmp_path / "here.jsonl", DEFAULT)
     there = dedup_on_ray(inputs, tmp_path / "there", DEFAULT, range_bytes=20_000)
     parts = sorted((tmp_path / "there").iterdir())
