@@ -1,11 +1,13 @@
 """A user's own files to a dataset, with no teacher call: the graph's judge, filters, deduplication and card."""
 
+import os
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.curation.dataset import ALL_SPLITS, DatasetReport, build_dataset
+from cogumi_dagster.lib.curation.dataset import ALL_SPLITS, SUMS_FILE, DatasetReport, build_dataset
 from cogumi_dagster.lib.curation.filters import CountTokens, CurationReport, curate
 from cogumi_dagster.lib.curation.judge import QualityReport, score_responses
 from cogumi_dagster.lib.curation.records import SourceRecord, Tally, read_records
@@ -52,7 +54,8 @@ def curate_files(
     ``mapping`` and ``domain`` as in ``read_records``. The teacher of a record is its source.
 
     Raises:
-        CogumiError: a file that cannot be read; no row with a response; nothing left.
+        CogumiError: a file that cannot be read; no row with a response; nothing left. An older dataset in ``out`` is
+            then as it was.
     """
     tally = Tally()
     read: Counter[str] = Counter()
@@ -75,9 +78,13 @@ def curate_files(
     by_domain: dict[str, list[dict[str, object]]] = defaultdict(list)
     for row in kept:
         by_domain[row["task"]["domain"]].append(row)
-    dataset = build_dataset(
-        by_domain, out, config, benchmark_prompts(), seed, splits=ALL_SPLITS, balance=balance, progress=progress
-    )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as folder:
+        aside = Path(folder)
+        dataset = build_dataset(
+            by_domain, aside, config, benchmark_prompts(), seed, splits=ALL_SPLITS, balance=balance, progress=progress
+        )
+        _move_into(aside, out)
     return FilesReport(
         read=dict(read),
         broken={name: tuple(lines) for name, lines in tally.broken.items()},
@@ -86,6 +93,17 @@ def curate_files(
         filters=filters,
         dataset=dataset,
     )
+
+
+def _move_into(made: Path, out: Path) -> None:
+    """Put the finished files in their place, the checksums last; an older dataset stays whole until then."""
+    for path in sorted(made.rglob("*"), key=lambda path: path.name == SUMS_FILE):
+        target = out / path.relative_to(made)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, target)
 
 
 def _row(record: SourceRecord) -> ResponseRow:

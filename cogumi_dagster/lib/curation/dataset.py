@@ -27,6 +27,7 @@ Record = dict[str, Any]
 SPLITS = ("train", "validation")
 ALL_SPLITS = (*SPLITS, "test")
 """A user's own files have no other evaluation: their test split is written too."""
+SUMS_FILE = "SHA256SUMS"
 THOROUGH = 0.9999
 """Recall of the search for duplicates, whatever the profile's bands: the dataset promises that none is left."""
 
@@ -307,7 +308,7 @@ def _seal(out: Path, files: Sequence[str], report: DatasetReport) -> DatasetRepo
     (out / "README.md").write_text(dataset_card(report), encoding="utf-8")
     digests = {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in sorted([*files, "README.md"])}
     lines = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
-    (out / "SHA256SUMS").write_text(lines, encoding="ascii")
+    (out / SUMS_FILE).write_text(lines, encoding="ascii")
     log.info("dataset: %d rows in %s", report.rows, out)
     return replace(report, sha256=digests)
 

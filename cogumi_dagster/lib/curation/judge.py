@@ -28,7 +28,7 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.statistics import Proportion, report_json
 from cogumi_dagster.lib.inference.base import Engine, Message
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.teaching.asking import Asker, Outcome, Request
+from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Outcome, Request
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Catalogue
 from cogumi_dagster.lib.teaching.journal import Journal, OnDoubt
 from cogumi_dagster.lib.teaching.teach import ResponseRow, settle_doubts
@@ -152,7 +152,8 @@ def score_responses(
     Rows that the judge could not score (no answer, or none that parses, twice) are left out and counted.
 
     Raises:
-        CogumiError: an unknown judge, the solver as judge, or a teacher without catalogue and journal.
+        CogumiError: an unknown judge, the solver as judge, a teacher without catalogue and journal, or the budget used
+            up, with what is left to do. Scores stay in the journal.
     """
     labelled = read_labelled(agreement_set) if agreement_set else []
     if judge == RULES:
@@ -179,6 +180,8 @@ def score_responses(
         engine_version=engine_version,
     )
     scores, parse_rate = _score_by_model(rows, judge, asker, progress)
+    if unpaid := sum(score in OVER_BUDGET for score in scores):
+        raise asker.over_budget(unpaid, f"the judge's {len(rows):,} answers")
     # The rows come first, so that a tight budget is spent on them. The journal answers from the second time on.
     agreed = _agreement(_score_by_model([item.row for item in labelled], judge, asker, silent)[0], labelled)
     stand_in = catalogue.get(judge).stand_in

@@ -53,6 +53,7 @@ def answer_tasks(
     *,
     adapter: str | None = None,
     judge: Callable[[Task, str], Verdict] = verify,
+    logprobs: bool = False,
     progress: Progress = silent,
 ) -> list[Answered]:
     """Greedy answers to all tasks, judged. A verdict of None ("not run") stays None."""
@@ -60,6 +61,7 @@ def answer_tasks(
         [conversation(task) for task in tasks],
         adapter=adapter,
         max_tokens=[room_for(task) for task in tasks],
+        logprobs=logprobs,
         progress=progress,
     )
     return [

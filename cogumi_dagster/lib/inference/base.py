@@ -16,7 +16,7 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer. ``logprobs`` are the natural-log probabilities of the generated tokens, in order."""
+    """An answer. ``logprobs`` are the natural-log probabilities of the generated tokens, in order, if asked for."""
 
     text: str
     finish_reason: str
@@ -40,7 +40,8 @@ class Engine(Protocol):
     """One base model with any number of LoRA adapters loaded beside it, called from any thread.
 
     ``adapter`` is a name given at start, or None for the base alone. Adapters never share a prompt
-    cache. Temperature 0 is greedy. All methods raise CogumiError for an unknown adapter, a prompt
+    cache. Temperature 0 is greedy. ``logprobs`` costs a look at the whole vocabulary for each token, so
+    only those ask for it who read it. All methods raise CogumiError for an unknown adapter, a prompt
     longer than the context, or an engine that has stopped.
     """
 
@@ -56,6 +57,7 @@ class Engine(Protocol):
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        logprobs: bool = False,
     ) -> Completion: ...
 
     def complete(
@@ -68,6 +70,7 @@ class Engine(Protocol):
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        logprobs: bool = False,
     ) -> Completion:
         """Continue raw text, without the chat template."""
         ...
@@ -82,6 +85,7 @@ class Engine(Protocol):
         top_p: float = 1.0,
         seed: int = 0,
         stop: Sequence[str] = (),
+        logprobs: bool = False,
     ) -> Iterator[Chunk]:
         """Like ``chat``, piece by piece. Closing the iterator early frees the slot."""
         ...
@@ -94,6 +98,7 @@ class Engine(Protocol):
         max_tokens: int | Sequence[int] = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        logprobs: bool = False,
         progress: Progress = silent,
     ) -> list[Completion]:
         """Answer all, in the given order, as many at once as the engine has slots."""

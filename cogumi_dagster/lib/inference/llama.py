@@ -89,13 +89,13 @@ class LlamaEngine:
         max_tokens: int | Sequence[int] = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        logprobs: bool = False,
         progress: Progress = silent,
     ) -> list[Completion]:
         limits = [max_tokens] * len(conversations) if isinstance(max_tokens, int) else list(max_tokens)
+        options = {"adapter": adapter, "temperature": temperature, "logprobs": logprobs}
         futures = {
-            self._pool.submit(
-                self.chat, messages, adapter=adapter, max_tokens=limit, temperature=temperature, seed=seed + index
-            ): index
+            self._pool.submit(self.chat, messages, max_tokens=limit, seed=seed + index, **options): index
             for index, (messages, limit) in enumerate(zip(conversations, limits, strict=True))
         }
         answers: dict[int, Completion] = {}
@@ -132,7 +132,9 @@ class LlamaEngine:
         }
         if options.get("stop"):
             request["stop"] = list(options["stop"])
-        return request | {"logprobs": True, "top_logprobs": 1, "n_probs": 1}
+        if options.get("logprobs"):
+            request |= {"logprobs": True, "top_logprobs": 1, "n_probs": 1}
+        return request
 
     def _ask(self, run: Callable[[Any], Any], piece: "Piece", adapter: str | None) -> Completion:
         collector = _Collector(piece, adapter)

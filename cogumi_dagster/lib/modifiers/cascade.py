@@ -13,7 +13,7 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.inference.base import Engine
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks.base import Task, Verdict
-from cogumi_dagster.lib.teaching.asking import Asker, Outcome, Request
+from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Outcome, Request
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Catalogue, Teacher
 from cogumi_dagster.lib.teaching.journal import InDoubt, Journal, OnDoubt
 from cogumi_dagster.lib.teaching.providers import solve
@@ -107,8 +107,9 @@ def run_cascade(
     no acceptance.
 
     Raises:
-        CogumiError: teachers unknown or not ordered by tier, a task without a cluster, or calls in doubt while
-            ``on_doubt`` is "ask".
+        CogumiError: teachers unknown or not ordered by tier, a task without a cluster, calls in doubt while
+            ``on_doubt`` is "ask", or the budget used up before a task that no later tier solved, with what is left
+            to do. Answers stay in the journal.
     """
     known = [catalogue.get(name) for name in teachers]
     if not known or [t.tier for t in known] != sorted(t.tier for t in known):
@@ -130,6 +131,8 @@ def run_cascade(
     cascade = _Cascade(asker, clusters, verify, max_tokens, {task.id: task for task in failures})
     for teacher in known:
         cascade.ask(teacher, samples_tier1 if teacher.tier == 1 and teacher.provider != "solver" else 1, progress)
+    if left := cascade.unpaid - set(cascade.rows):
+        raise asker.over_budget(len(left), f"the cascade's {len(failures):,} failed tasks")
     rows = [cascade.rows[name] for name in cascade.tasks if name in cascade.rows]
     return rows, _report(cascade, known, rows)
 
@@ -151,6 +154,8 @@ class _Cascade:
     reached: dict[int, set[str]] = field(default_factory=dict)
     rejections: Counter[str] = field(default_factory=Counter)
     cached: int = 0
+    unpaid: set[str] = field(default_factory=set)
+    """Tasks that a teacher was not asked because the budget was used up."""
 
     def ask(self, teacher: Teacher, samples: int, progress: Progress) -> None:
         """Have one teacher try what is still open, as often as ``samples``."""
@@ -179,6 +184,8 @@ class _Cascade:
     def _take(self, teacher: Teacher, task: Task, outcome: Outcome, sample: int) -> None:
         if outcome.answer is None:
             self.rejections[f"{teacher.name}: {outcome.failure}"] += 1
+            if outcome.failure in OVER_BUDGET:
+                self.unpaid.add(task.id)
             return
         self.cached += outcome.cached
         self.attempts[task.id] += 1

@@ -61,7 +61,7 @@ def find_failures(
             f"the verifier of {wrong.family} rejects its own solution of task {wrong.id}", "mend the family first"
         )
     started = time.perf_counter()
-    answers = answer_tasks(engine, tasks, progress=progress)
+    answers = answer_tasks(engine, tasks, logprobs=True, progress=progress)
     seconds = time.perf_counter() - started
     failures = [answer for answer in answers if answer.verdict.passed is False]
     if len(failures) < min_failures:

@@ -87,7 +87,7 @@ def collect_rows(
     def from_here(start: int) -> Progress:
         return lambda now, _, note: progress(start + now, total, note)
 
-    base = answer_tasks(engine, tasks, progress=from_here(0))
+    base = answer_tasks(engine, tasks, logprobs=True, progress=from_here(0))
     done = len(tasks)
     modified: dict[str, Answered] = {}
     for name, group in groups.items():

@@ -153,7 +153,7 @@ class Assistant:
         escalated = self._dissatisfied(messages)
         held: list[str] = []
         base: Completion | None = None
-        for chunk in self._generate(messages, None, params):
+        for chunk in self._generate(messages, None, params, logprobs=True):
             held.append(chunk.text)
             base = chunk.completion
             yield Piece("")
@@ -175,18 +175,20 @@ class Assistant:
         for chunk in self._generate(messages, adapter, params):
             yield Piece(chunk.text, routed(chunk.completion) if chunk.completion else None)
 
-    def _generate(self, messages: Sequence[Message] | str, adapter: str | None, params: Params) -> Iterator[Chunk]:
+    def _generate(
+        self, messages: Sequence[Message] | str, adapter: str | None, params: Params, logprobs: bool = False
+    ) -> Iterator[Chunk]:
         """The engine's chunks; closes the engine's iterator when it is closed itself."""
         if isinstance(messages, str):
             completion = self._engine.complete(
                 messages, adapter=adapter, max_tokens=params.max_tokens, temperature=params.temperature,
-                top_p=params.top_p, seed=params.seed, stop=params.stop,
+                top_p=params.top_p, seed=params.seed, stop=params.stop, logprobs=logprobs,
             )  # fmt: skip
             yield Chunk(completion.text, completion)
             return
         chunks = self._engine.stream(
             messages, adapter=adapter, max_tokens=params.max_tokens, temperature=params.temperature,
-            top_p=params.top_p, seed=params.seed, stop=params.stop,
+            top_p=params.top_p, seed=params.seed, stop=params.stop, logprobs=logprobs,
         )  # fmt: skip
         with closing(cast(Generator[Chunk, None, None], chunks)):
             yield from chunks

@@ -78,3 +78,22 @@ def test_questions_without_answers_are_refused(tmp_path: Path) -> None:
     source = write(tmp_path / "asked.jsonl", [{"instruction": "Why?", "output": ""}])
     with pytest.raises(CogumiError, match="none of 1 rows has a response"):
         curate_files([str(source)], tmp_path / "out", CONFIG, count_words)
+
+
+def test_an_interrupted_run_leaves_the_older_dataset_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write(tmp_path / "mine.jsonl", answered(60)), tmp_path / "out"
+    curate_files([str(source)], out, CONFIG, count_words, domain="science")
+    before = {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    write(source, answered(60, seed=1))
+
+    def stopped(*args: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cogumi_dagster.lib.curation.dataset.dataset_card", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        curate_files([str(source)], out, CONFIG, count_words, domain="science")
+    assert {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.jsonl", "out"]
+    monkeypatch.undo()
+    curate_files([str(source)], out, CONFIG, count_words, domain="science")
+    assert (out / "SHA256SUMS").read_bytes() != before[Path("SHA256SUMS")]

@@ -196,10 +196,17 @@ def test_what_does_not_parse_is_asked_once_more_then_left_out(monkeypatch: pytes
     assert report.unscored == {"unreadable": 1} and report.parse_rate == pytest.approx(2 / 5)
 
 
-def test_a_judge_over_budget_scores_nothing_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    scored, report = by_model(monkeypatch, tmp_path, FakeJudge(lambda d, s: ""), [row()], cap=0.0)
-    assert scored == [] and report.unscored == {"over budget": 1}
-    assert report.mean is None and report.parse_rate is None
+def test_a_judge_over_budget_says_what_is_left_and_a_rerun_pays_only_that(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    judge = FakeJudge(lambda d, s: json.dumps(SCORES))
+    rows = [row(f"answer {i}") for i in range(6)]
+    with pytest.raises(CogumiError, match=r"used up.*left to do: [1-5] of the judge's 6 answers"):
+        by_model(monkeypatch, tmp_path, judge, rows, cap=0.002)
+    paid = len(judge.asked)
+    assert 0 < paid < 6
+    scored, _ = by_model(monkeypatch, tmp_path, judge, rows)
+    assert len(scored) == 6 and len(judge.asked) == 6, "no score is paid twice"
 
 
 def test_the_report_counts_by_teacher_and_score() -> None:

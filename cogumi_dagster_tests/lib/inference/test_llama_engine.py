@@ -43,7 +43,7 @@ def separate(f16_gguf: Path, adapters: dict[str, Path]) -> dict[tuple[str | None
     for name in NAMES:
         alone = LlamaEngine(f16_gguf, {name: adapters[name]} if name else None, slots=1, context=256)
         for prompt in PROMPTS:
-            answers[name, prompt] = alone.chat(ask(prompt), adapter=name, max_tokens=8).logprobs
+            answers[name, prompt] = alone.chat(ask(prompt), adapter=name, max_tokens=8, logprobs=True).logprobs
         alone.close()
     return answers
 
@@ -58,7 +58,7 @@ def test_interleaved_adapters_do_not_contaminate_each_other(
 ) -> None:
     for prompt in (*PROMPTS, *PROMPTS[::-1]):  # the same prompt under each adapter in turn, then once more
         for name in NAMES:
-            answer = engine.chat(ask(prompt), adapter=name, max_tokens=8)
+            answer = engine.chat(ask(prompt), adapter=name, max_tokens=8, logprobs=True)
             assert answer.logprobs == pytest.approx(separate[name, prompt], abs=1e-3)
             assert answer.adapter == name
 
@@ -68,14 +68,16 @@ def test_concurrent_adapters_do_not_contaminate_each_other(
 ) -> None:
     jobs = [(name, prompt) for prompt in PROMPTS for name in NAMES]
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda job: engine.chat(ask(job[1]), adapter=job[0], max_tokens=8), jobs))
+        answers = list(
+            pool.map(lambda job: engine.chat(ask(job[1]), adapter=job[0], max_tokens=8, logprobs=True), jobs)
+        )
     for job, answer in zip(jobs, answers, strict=True):
         assert answer.logprobs[:1] == pytest.approx(separate[job][:1], abs=1e-2)
 
 
 def test_the_counts_are_those_of_the_tokenizer(engine: LlamaEngine, student: Path) -> None:
     _, tokenizer = load_checkpoint(student)
-    answer = engine.chat(ask(PROMPTS[0]), max_tokens=5)
+    answer = engine.chat(ask(PROMPTS[0]), max_tokens=5, logprobs=True)
     assert answer.prompt_tokens == len(prompt_ids(tokenizer, PROMPTS[0]))
     assert 0 < len(answer.logprobs) <= answer.completion_tokens <= 5  # a token that is half a character has none
     assert answer.finish_reason == ("length" if answer.completion_tokens == 5 else "stop")
@@ -88,14 +90,14 @@ def test_the_log_probability_is_that_of_transformers(engine: LlamaEngine, studen
     model, tokenizer = load_checkpoint(student, "float32")
     with torch.no_grad():
         logits = model(torch.tensor([prompt_ids(tokenizer, PROMPTS[0])])).logits[0, -1]
-    assert engine.chat(ask(PROMPTS[0]), max_tokens=1).logprobs[0] == pytest.approx(
+    assert engine.chat(ask(PROMPTS[0]), max_tokens=1, logprobs=True).logprobs[0] == pytest.approx(
         float(torch.log_softmax(logits, -1).max()), abs=1e-2
     )
 
 
 def test_a_stream_is_the_answer_in_pieces(engine: LlamaEngine) -> None:
-    whole = engine.chat(ask(PROMPTS[1]), adapter="one", max_tokens=8)
-    *pieces, last = engine.stream(ask(PROMPTS[1]), adapter="one", max_tokens=8)
+    whole = engine.chat(ask(PROMPTS[1]), adapter="one", max_tokens=8, logprobs=True)
+    *pieces, last = engine.stream(ask(PROMPTS[1]), adapter="one", max_tokens=8, logprobs=True)
     assert last.completion is not None
     assert "".join(piece.text for piece in pieces) == last.completion.text == whole.text
     assert last.completion.logprobs == pytest.approx(whole.logprobs, abs=1e-3)
@@ -114,17 +116,26 @@ def test_closing_a_stream_frees_its_slot(f16_gguf: Path) -> None:
 def test_many_are_answered_in_order_with_their_own_limits(engine: LlamaEngine) -> None:
     seen: list[int] = []
     answers = engine.chat_many(
-        [ask(prompt) for prompt in PROMPTS], max_tokens=[1, 2, 3], progress=lambda done, total, note: seen.append(done)
+        [ask(prompt) for prompt in PROMPTS],
+        max_tokens=[1, 2, 3],
+        logprobs=True,
+        progress=lambda done, total, note: seen.append(done),
     )
     assert [answer.completion_tokens for answer in answers] == [1, 2, 3]
     assert seen == [1, 2, 3]
     for prompt, answer in zip(PROMPTS, answers, strict=True):
-        assert answer.logprobs[0] == pytest.approx(engine.chat(ask(prompt), max_tokens=1).logprobs[0], abs=1e-2)
+        assert answer.logprobs[0] == pytest.approx(
+            engine.chat(ask(prompt), max_tokens=1, logprobs=True).logprobs[0], abs=1e-2
+        )
+
+
+def test_log_probabilities_are_given_only_where_they_are_asked_for(engine: LlamaEngine) -> None:
+    assert engine.chat(ask(PROMPTS[0]), max_tokens=3).logprobs == ()
 
 
 def test_raw_text_is_continued_without_the_template(engine: LlamaEngine, student: Path) -> None:
     _, tokenizer = load_checkpoint(student)
-    answer = engine.complete(PROMPTS[0], max_tokens=3)
+    answer = engine.complete(PROMPTS[0], max_tokens=3, logprobs=True)
     assert answer.prompt_tokens == len(tokenizer.encode(PROMPTS[0], add_special_tokens=False))
     assert 0 < len(answer.logprobs) <= answer.completion_tokens == 3
 

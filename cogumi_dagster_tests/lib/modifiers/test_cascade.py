@@ -126,6 +126,21 @@ def test_three_tiers_with_costs_of_rejected_attempts(journal: Journal, monkeypat
     assert repeated.usd_per_accepted == report.usd_per_accepted, "what was paid earlier still counts"
 
 
+def test_a_cascade_over_budget_says_what_is_left(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "connect", lambda teacher: FakeApi(lambda n: True))
+    engine = SamplingEngine(lambda n: 0 if n < 12 else 9)
+    with pytest.raises(CogumiError, match=r"used up.*left to do: \d of the cascade's 20 failed tasks"):
+        run(journal, ["local", "gpt"], engine, samples=1, cap_usd=0.0005)
+    rows, report = run(journal, ["local", "gpt"], engine, samples=1)
+    assert len(rows) == 20 and report.new_calls < 8, "what was paid stays paid"
+
+
+def test_what_a_later_tier_solves_needs_no_budget(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "connect", lambda teacher: FakeApi(lambda n: True))
+    rows, report = run(journal, ["gpt", "solver"], SamplingEngine(lambda n: 9), work=tasks(18), samples=1, cap_usd=0.0)
+    assert len(rows) == 18 and report.rejections == {"gpt: over budget": 18}
+
+
 def test_what_could_not_be_checked_is_not_accepted(journal: Journal) -> None:
     engine = SamplingEngine(lambda n: 0)
     rows, report = run(journal, ["local"], engine, samples=1, verify=lambda t, r: Verdict(None, "not run"))
