@@ -19,7 +19,7 @@ import dagster as dg
 from cogumi_dagster.defs.claims import Claim, evaluate
 from cogumi_dagster.defs.metadata import metadata_of
 from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
-from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.errors import CogumiError, out_of_memory
 from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.progress import Progress
@@ -160,7 +160,7 @@ def artifact(
             except CogumiError as error:
                 raise dg.Failure(description=str(error), allow_retries=error.retryable) from error
             except (MemoryError, RuntimeError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 limit = settings.profile.compute.memory_gb
                 raise dg.Failure(
@@ -172,12 +172,6 @@ def artifact(
         return materialize
 
     return decorate
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """torch and llama.cpp say so in words: a RuntimeError of their allocators."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or "can't allocate memory" in said or "out of memory" in said
 
 
 def _on_changed_inputs() -> dg.AutomationCondition:  # type: ignore[type-arg]

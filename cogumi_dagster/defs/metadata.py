@@ -8,6 +8,7 @@ from typing import Any
 import dagster as dg
 
 from cogumi_dagster.lib.evaluation import plots
+from cogumi_dagster.lib.report.figures import frontier_plot
 
 MAX_ROWS = 20
 
@@ -19,6 +20,15 @@ def metadata_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
         if name == "curve" and value:
             shown["loss"] = svg(sparkline([float(y) for _, y in value]))
             shown["loss_curve"] = svg(plots.line_plot({"loss": [(x, y) for x, y in value]}, "Loss", "step", "loss"))
+        elif name == "curves":
+            for title, line in value.items():
+                if line:
+                    shown[f"{title.replace(' ', '_')}_curve"] = svg(
+                        plots.line_plot({title: [(x, y) for x, y in line]}, title.capitalize(), "step", title)
+                    )
+        elif name == "rows" and _is_table(value) and "perplexity_ratio" in value[0]:
+            shown["frontier"] = svg(frontier_plot(value))
+            shown[name] = dg.MetadataValue.md(table(value))
         elif name == "points" and value:
             shown["map"] = svg(
                 plots.scatter_plot(
@@ -30,6 +40,8 @@ def metadata_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
             )
         elif isinstance(value, Mapping) and {"value", "low", "high", "count"} <= set(value):
             shown[name] = _proportion(value)
+        elif isinstance(value, Mapping) and {"title", "x", "y", "series"} == set(value):
+            shown[name] = svg(plots.line_plot(value["series"], value["title"], value["x"], value["y"]))
         elif isinstance(value, bool | int | float | str):
             shown[name] = value
         elif _is_table(value):
@@ -61,6 +73,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 def cell(value: Any) -> str:
     if isinstance(value, Mapping) and {"value", "count"} <= set(value):
         return _proportion(value)
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:,.4g}" if abs(value) < 1e5 else f"{value:,.0f}"
     if isinstance(value, int) and not isinstance(value, bool):

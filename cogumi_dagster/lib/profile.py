@@ -24,6 +24,7 @@ GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Count = Annotated[int, Field(gt=0)]
 Positive = Annotated[float, Field(gt=0.0)]
+Sparsity = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
@@ -53,6 +54,7 @@ class ComputeConfig(Section):
     threads: int | None = Field(None, description="CPU threads; all of them when left out")
     memory_gb: Positive = Field(8.0, description="a step that needs more than this is stopped")
     device: Literal["cpu", "cuda", "auto"] = "cpu"
+    processes: Count = Field(1, description="training processes on this machine; on GPUs one each")
 
 
 class StudentConfig(Section):
@@ -130,37 +132,103 @@ class LoraConfig(Section):
     epochs: Positive = 1.0
     max_steps: Count = 60
     batch_tokens: Count = Field(1024, description="tokens (prompt and answer) of one optimizer step, at most")
+    row_tokens: Count | None = Field(None, description="tokens of one packed row; all of the step's when left out")
     max_length: Count = 512
     weight_decay: float = 0.0
     gradient_clip: Positive = 1.0
+    explosion: Positive = Field(5.0, description="a loss so many times the recent median (at least 0.5) stops the run")
+    gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more work")
+    evaluate_every: Count | None = Field(None, description="steps between evaluations; the best weights are kept")
+    patience: Count | None = Field(None, description="evaluations without a better loss before training stops")
     save_every: Count = 20
     load_in_4bit: bool = True
 
-
-class PruningConfig(Section):
-    method: Literal["sparsegpt", "wanda", "magnitude"] = "wanda"
-    sparsity_attention: Share = 0.2
-    sparsity_feed_forward: Share = 0.2
-    mask_structure: str = Field("0:0", description="N:M pattern, 0:0 for unstructured")
-    calibration_samples: Count = 8
-    calibration_tokens: Count = 128
+    @model_validator(mode="after")
+    def _patience_needs_evaluations(self) -> "LoraConfig":
+        if self.patience is not None and self.evaluate_every is None:
+            raise ValueError("patience counts evaluations: set evaluate_every too")
+        if self.row_tokens is not None and self.row_tokens < self.max_length:
+            raise ValueError(f"row_tokens {self.row_tokens} cannot hold an example of max_length {self.max_length}")
+        return self
 
 
 class RecoveryConfig(Section):
+    """Training after pruning. The rate falls to zero in a half cosine."""
+
     steps: Count = 16
     learning_rate: Positive = 2e-5
     batch_tokens: Count = 512
+    max_length: Count = Field(512, description="tokens of an example; longer ones are left out")
     hardest_share: Share = 0.5
     distil_weight: Share = 0.5
 
 
+class PruningConfig(Section):
+    """Shares of zeros by layer class. Each step of ``schedule`` reaches that share of all weights; the class targets
+    hold after the last. An empty schedule is one step."""
+
+    method: Literal["sparsegpt", "wanda", "magnitude"] = "wanda"
+    sparsity_attention: Sparsity = 0.2
+    sparsity_feed_forward: Sparsity = 0.2
+    sparsity_embeddings: Sparsity = Field(0.0, description="by magnitude, each token's row by itself")
+    mask_structure: str = Field(
+        "0:0", pattern=r"^\d+:\d+$", description="N zeros in every M weights of a linear layer, 0:0 for unstructured"
+    )
+    schedule: tuple[Sparsity, ...] = Field((), description="rising shares of all weights, such as [0.16, 0.33, 0.65]")
+    between: RecoveryConfig = Field(RecoveryConfig(), description="training after each step but the last")
+    benchmark_tasks: int = Field(0, ge=0, description="verifier tasks answered before and after each training")
+    calibration_samples: Count = 8
+    calibration_tokens: Count = 128
+
+    @property
+    def pattern(self) -> tuple[int, int]:
+        """(N, M): N zeros in every M weights; (0, 0) where the mask has no structure."""
+        zeros, _, group = self.mask_structure.partition(":")
+        return int(zeros), int(group)
+
+    @model_validator(mode="after")
+    def _pattern_and_targets_agree(self) -> "PruningConfig":
+        zeros, group = self.pattern
+        if (zeros, group) == (0, 0):
+            return self
+        if not 0 < zeros < group:
+            raise ValueError(f"mask_structure {self.mask_structure} is no pattern: N zeros in every M weights, N < M")
+        for name in ("sparsity_attention", "sparsity_feed_forward"):
+            if getattr(self, name) not in (0.0, zeros / group):
+                raise ValueError(
+                    f"mask_structure {self.mask_structure} makes {zeros / group:g} zeros, but {name} is "
+                    f"{getattr(self, name):g}: set it to {zeros / group:g}, or to 0 to leave the class dense"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _schedule_rises(self) -> "PruningConfig":
+        zeros, _ = self.pattern
+        if not self.schedule:
+            return self
+        if any(later <= earlier for earlier, later in zip((0.0, *self.schedule), self.schedule, strict=False)):
+            raise ValueError(f"the schedule {list(self.schedule)} does not rise from step to step, from above 0")
+        grown = [round(zeros * share / self.schedule[-1]) for share in self.schedule]
+        if zeros and any(later <= earlier for earlier, later in zip((0, *grown), grown, strict=False)):
+            raise ValueError(
+                f"{self.mask_structure} cannot grow in the {len(grown)} steps of {list(self.schedule)}: the zeros of "
+                f"a group would be {grown}; take fewer steps or a larger pattern"
+            )
+        return self
+
+
 class AwqConfig(Section):
+    """Activation-aware scales, and the 4-bit export made from the weights that they are folded into."""
+
     engine: Literal["llmcompressor", "autoawq"] = "llmcompressor"
     bits: Literal[4] = 4
     group_size: Count = 64
+    symmetric: bool = Field(False, description="4-bit groups without a zero point")
+    observer: Literal["minmax", "mse"] = Field("minmax", description="how the export finds a group's range")
+    rounding: Literal["nearest", "gptq"] = Field("nearest", description="gptq needs the calibration samples again")
     calibration_samples: Count = 4
     calibration_tokens: Count = 128
-    grid: int = Field(4, ge=4, description="grid points of the scale search; llm-compressor needs four")
+    grid: int = Field(4, ge=4, description="points of the scale search; at least four; autoawq always takes twenty")
 
 
 class CompressionConfig(Section):
@@ -168,10 +236,15 @@ class CompressionConfig(Section):
     recovery: RecoveryConfig = RecoveryConfig()
     awq: AwqConfig = AwqConfig()
     gguf_type: GgufType = "Q5_K_M"
+    imatrix: bool = Field(False, description="quantize with an importance matrix of the training examples")
+    budget_mb: Positive | None = Field(
+        None, description="megabytes (10^6) of the served file, in the mix of types that costs least; else gguf_type's mix"
+    )
     frontier_types: tuple[GgufType, ...] = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0")
     zstd_level: Count = 10
     dictionary_kb: Count = 128
     perplexity_tokens: Count = Field(2048, description="held-out tokens on which perplexity is measured")
+    parity_tasks: Count = Field(4, description="tasks of the fixed benchmark that every link of the parity chain answers")
 
 
 class ModifiersConfig(Section):

@@ -4,7 +4,8 @@ from cogumi_dagster.defs.artifact import Step, artifact
 from cogumi_dagster.defs.base import checks
 from cogumi_dagster.defs.dataset.assets import distillation_dataset
 from cogumi_dagster.lib.curation.dataset import training_pairs
-from cogumi_dagster.lib.training.lora import TrainingReport, train_lora
+from cogumi_dagster.lib.training.launch import train_lora_on
+from cogumi_dagster.lib.training.lora import TrainingReport
 from cogumi_dagster.lib.training.merge import MergeReport, merge_adapter
 from cogumi_dagster.lib.training.student import StudentReport, import_student
 from cogumi_dagster.lib.training.trim import TrimReport, trim_vocabulary
@@ -36,7 +37,7 @@ def trimmed_student(step: Step) -> TrimReport:
     )
 
 
-def _student(step: Step) -> str:
+def trained_student(step: Step) -> str:
     return "trimmed_student" if step.profile.student.trim_vocabulary else "student_model"
 
 
@@ -52,8 +53,9 @@ def base_adapter(step: Step) -> TrainingReport:
     """The QLoRA adapter: the student in NF4, rank 64 on attention and 32 on feed-forward, loss on answers only.
     Resumable: a killed run continues from its newest valid checkpoint."""
     data = step.path("distillation_dataset")
-    return train_lora(
-        step.path(_student(step)),
+    return train_lora_on(
+        step.profile.compute.processes,
+        step.path(trained_student(step)),
         training_pairs(data / "train.jsonl"),
         step.out,
         step.profile.training,
@@ -76,7 +78,7 @@ def base_checkpoint(step: Step) -> MergeReport:
     """The adapter merged into the 16-bit student, held against base + adapter on the same prompts."""
     held_out = training_pairs(step.path("distillation_dataset") / "validation.jsonl")
     return merge_adapter(
-        step.path(_student(step)),
+        step.path(trained_student(step)),
         step.path("base_adapter"),
         step.out,
         held_out[:24],

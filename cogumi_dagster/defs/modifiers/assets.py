@@ -138,6 +138,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
         config,
         scratch=step.scratch,
         device=step.compute.device,
+        processes=step.profile.compute.processes,
         seed=step.profile.seed,
         progress=step.progress,
     )

@@ -78,6 +78,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
         step.profile.strategy.training,
         scratch=step.scratch,
         device=step.compute.device,
+        processes=step.profile.compute.processes,
         seed=step.profile.seed,
         progress=step.progress,
     )

@@ -12,7 +12,8 @@ from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.training.batches import Pair
-from cogumi_dagster.lib.training.lora import TrainingReport, train_lora
+from cogumi_dagster.lib.training.launch import train_lora_on
+from cogumi_dagster.lib.training.lora import TrainingReport
 
 VALIDATION_SHARE = 0.1
 
@@ -26,6 +27,7 @@ def train_on_served_weights(
     *,
     scratch: Path,
     device: str,
+    processes: int = 1,
     seed: int,
     progress: Progress = silent,
 ) -> TrainingReport:
@@ -39,7 +41,8 @@ def train_on_served_weights(
     order = list(pairs)
     random.Random(seed).shuffle(order)
     held_out = max(1, round(VALIDATION_SHARE * len(order)))
-    return train_lora(
+    return train_lora_on(
+        processes,
         served,
         order[held_out:],
         out,

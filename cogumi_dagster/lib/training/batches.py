@@ -1,6 +1,5 @@
 """Examples as token batches: the served chat template, loss on the answers only, little padding."""
 
-import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,38 +64,6 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> tupl
             f"none of {len(pairs)} examples fits in {max_length} tokens", "raise training.max_length, or add examples"
         )
     return encoded, too_long
-
-
-def epoch_batches(encoded: Sequence[Encoded], batch_tokens: int, seed: int) -> list[list[Encoded]]:
-    """One epoch in random order, as groups of similar length of at most ``batch_tokens`` padded tokens."""
-    draw = random.Random(seed)
-    order = list(encoded)
-    draw.shuffle(order)
-    batches: list[list[Encoded]] = []
-    for start in range(0, len(order), 64):  # sort within chunks: random enough, and little padding
-        chunk = sorted(order[start : start + 64], key=lambda item: len(item.ids))
-        current: list[Encoded] = []
-        for item in chunk:
-            if current and len(item.ids) * (len(current) + 1) > batch_tokens:
-                batches.append(current)
-                current = []
-            current.append(item)
-        batches.append(current)
-    draw.shuffle(batches)
-    return batches
-
-
-def schedule(
-    encoded: Sequence[Encoded], batch_tokens: int, epochs: float, max_steps: int, seed: int
-) -> list[list[Encoded]]:
-    """All batches of a run, in order: whole epochs and a last share of one, at most ``max_steps``."""
-    batches: list[list[Encoded]] = []
-    for epoch in range(int(epochs) + 1):
-        share = min(1.0, epochs - epoch)
-        if share > 0:
-            one = epoch_batches(encoded, batch_tokens, seed + epoch)
-            batches.extend(one[: max(1, round(share * len(one)))])
-    return batches[:max_steps]
 
 
 def collate(items: Sequence[Encoded], pad: int) -> Batch:

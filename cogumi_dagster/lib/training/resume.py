@@ -1,4 +1,4 @@
-"""Training checkpoints that a kill cannot spoil: written aside, renamed, manifest last."""
+"""Training checkpoints that a kill cannot spoil: written aside, hashed, renamed whole."""
 
 import json
 import os
@@ -9,16 +9,17 @@ from typing import Any
 from cogumi_dagster.lib.artifacts import file_sha256
 
 
-def save_state(folder: Path, step: int, state: dict[str, Any], log: list[dict[str, float]]) -> None:
-    """Write ``step-N`` atomically and keep the two newest."""
+def save_state(folder: Path, step: int, state: dict[str, Any], said: dict[str, Any], key: str) -> None:
+    """Write ``step-N`` atomically and keep the two newest. ``said`` is JSON; ``key`` names the run it belongs to."""
     import torch
 
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".tmp-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in folder.glob(".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
     aside.mkdir()
     torch.save(state, aside / "state.pt")
-    manifest = {"step": step, "sha256": file_sha256(aside / "state.pt"), "log": log}
+    manifest = {"step": step, "key": key, "sha256": file_sha256(aside / "state.pt"), "said": said}
     (aside / "manifest.json").write_text(json.dumps(manifest))
     final = folder / f"step-{step:06d}"
     shutil.rmtree(final, ignore_errors=True)
@@ -27,16 +28,16 @@ def save_state(folder: Path, step: int, state: dict[str, Any], log: list[dict[st
         shutil.rmtree(old, ignore_errors=True)
 
 
-def newest_state(folder: Path) -> tuple[int, dict[str, Any], list[dict[str, float]]] | None:
-    """(step, state, log) of the newest checkpoint whose hash holds; None where there is none."""
+def newest_state(folder: Path, key: str) -> tuple[int, dict[str, Any], dict[str, Any]] | None:
+    """(step, state, said) of this run's newest checkpoint whose hash holds; None where there is none."""
     import torch
 
     for candidate in sorted(folder.glob("step-*"), reverse=True):
         try:
             manifest = json.loads((candidate / "manifest.json").read_text())
-            if file_sha256(candidate / "state.pt") == manifest["sha256"]:
+            if manifest["key"] == key and file_sha256(candidate / "state.pt") == manifest["sha256"]:
                 state = torch.load(candidate / "state.pt", weights_only=True, map_location="cpu")
-                return manifest["step"], state, manifest["log"]
+                return manifest["step"], state, manifest["said"]
         except (OSError, ValueError, KeyError, TypeError):
             continue
     return None

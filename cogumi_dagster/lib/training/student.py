@@ -114,6 +114,38 @@ def load_checkpoint(folder: Path, dtype: str = "bfloat16") -> tuple[Any, Any]:
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
+def load_gguf(path: Path, dtype: str = "float32") -> tuple[Any, Any]:
+    """(model in eval mode, tokenizer) of a Llama-family GGUF, its weights dequantized.
+
+    Raises:
+        CogumiError: no sound GGUF, or one of another architecture.
+    """
+    import numpy as np
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    file = open_gguf(path)
+    tokenizer = tokenizer_from_gguf(file.metadata)
+    arguments = llama_config(file.metadata)
+    state = hf_state_dict(file)
+    config = LlamaConfig(**{**_config(arguments, tokenizer, tied="lm_head.weight" not in state), "dtype": dtype})
+    with torch.device("meta"):
+        model = LlamaForCausalLM(config)
+    wanted = getattr(torch, dtype)
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(values)).to(wanted) for name, values in state.items()}
+    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
+    model.load_state_dict(tensors, strict=True, assign=True)
+    model.tie_weights()
+    model.model.rotary_emb = LlamaRotaryEmbedding(config)  # its buffer is in no state dict: it would stay on meta
+    return model.eval(), tokenizer
+
+
+def load_model(source: Path) -> tuple[Any, Any]:
+    """(model in float32, tokenizer) of a checkpoint folder or of a GGUF file."""
+    return load_checkpoint(source, "float32") if source.is_dir() else load_gguf(source)
+
+
 def save_checkpoint(model: Any, tokenizer: Any, out: Path) -> None:
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
@@ -127,21 +159,8 @@ def copy_tokenizer(source: Path, out: Path) -> None:
 
 
 def _from_package(package: str, seed: int) -> tuple[Any, Any, Path | None]:
-    import numpy as np
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
     path = package_gguf(package)
-    file = open_gguf(path)
-    tokenizer = tokenizer_from_gguf(file.metadata)
-    state = hf_state_dict(file)
-    config = _config(llama_config(file.metadata), tokenizer, tied="lm_head.weight" not in state)
-    with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(**config))
-    tensors = {k: torch.from_numpy(np.ascontiguousarray(v)).to(torch.bfloat16) for k, v in state.items()}
-    tensors.setdefault("lm_head.weight", tensors["model.embed_tokens.weight"])
-    model.load_state_dict(tensors, strict=True, assign=True)
-    model.tie_weights()
+    model, tokenizer = load_gguf(path, "bfloat16")
     return model, tokenizer, path
 
 

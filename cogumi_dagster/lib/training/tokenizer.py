@@ -53,17 +53,63 @@ def tokenizer_from_gguf(metadata: dict[str, Any]) -> Any:
     return fast
 
 
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+QWEN2_PATTERN = LLAMA3_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
+"""The pre-tokenizers' regular expressions in the ``tokenizer.json`` of Llama 3 and of Qwen2, Qwen2.5 and Qwen3."""
+
+_SPLITS = {LLAMA3_PATTERN: ("llama-bpe", True), QWEN2_PATTERN: ("qwen2", False)}
+"""pattern -> (llama.cpp's id, whether its tokenizer takes a word that is a token whole, past the merges)."""
+
+
 def pre_tokenizer_id(tokenizer: Any) -> str:
-    """The ``tokenizer.ggml.pre`` under which llama.cpp tokenizes as this tokenizer does."""
+    """The ``tokenizer.ggml.pre`` under which llama.cpp tokenizes as this tokenizer does.
+
+    Known are the byte-level BPE tokenizers of SmolLM2, GPT-2, Llama 3 and Qwen2 (2.5, 3). llama.cpp does not
+    compose characters first, as Qwen's does (NFC): text that is not in NFC gets other ids.
+
+    Raises:
+        CogumiError: another kind of tokenizer, which llama.cpp would silently cut elsewhere.
+    """
     import json
 
-    pre = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"]
-    kinds = [part["type"] for part in pre.get("pretokenizers", [pre])]
-    if kinds == ["Digits", "ByteLevel"]:
-        return "smollm"
-    if kinds == ["ByteLevel"]:
-        return "gpt-2"
-    raise CogumiError(f"no pre-tokenizer id of llama.cpp is known for {kinds}", "export a Llama/SmolLM2 checkpoint")
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    model, pre = state["model"], state["pre_tokenizer"] or {"type": "None"}
+    parts = pre.get("pretokenizers", [pre])
+    kinds = [part["type"] for part in parts]
+    normalizer = (state["normalizer"] or {"type": None})["type"]
+    marked = any(model.get(key) for key in ("byte_fallback", "continuing_subword_prefix", "end_of_word_suffix"))
+    if model["type"] != "BPE" or marked or kinds[-1] != "ByteLevel":
+        raise CogumiError(
+            f"no pre-tokenizer id of llama.cpp is known for a {model['type']} tokenizer with {kinds}",
+            "export a checkpoint with a byte-level BPE tokenizer (SmolLM2, Llama 3, Qwen)",
+        )
+    found, whole_words = _split_of(parts)
+    by_regex = parts[-1].get("use_regex", True)
+    if not found or by_regex != (kinds[0] != "Split") or parts[-1]["add_prefix_space"]:
+        raise CogumiError(f"no pre-tokenizer id of llama.cpp is known for {parts}", "export a Llama or Qwen checkpoint")
+    if bool(model.get("ignore_merges")) != whole_words:
+        raise CogumiError(
+            f"a {found} tokenizer with ignore_merges = {model.get('ignore_merges', False)} is not one of llama.cpp's",
+            f"set ignore_merges to {str(whole_words).lower()} in tokenizer.json if that is how it was trained",
+        )
+    if normalizer not in ((None, "NFC") if found == "qwen2" else (None,)):
+        raise CogumiError(f"llama.cpp does not normalize text ({normalizer})", "train with a tokenizer that does not")
+    return found
+
+
+def _split_of(parts: list[dict[str, Any]]) -> tuple[str, bool]:
+    """(llama.cpp's id, whether whole words are taken past the merges) of what stands before ``ByteLevel``."""
+    match parts:
+        case [{"type": "ByteLevel"}]:
+            return "gpt-2", False
+        case [{"type": "Digits", "individual_digits": True}, _]:
+            return "smollm", False
+        case [{"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated", "invert": False}, _]:
+            return _SPLITS.get(pattern, ("", False))
+    return "", False
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import (
@@ -14,9 +12,7 @@ from cogumi_dagster.lib.training.batches import (
     batches_of,
     collate,
     encode_pairs,
-    epoch_batches,
     prompt_ids,
-    schedule,
     supervised_logits,
 )  # fmt: skip
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -90,28 +86,6 @@ def test_examples_that_do_not_fit_are_counted(loaded: tuple[Any, Any], pairs: li
     assert [item.index for item in encoded] == list(range(len(pairs)))
     with pytest.raises(CogumiError, match="none of 1 examples fits in 100 tokens"):
         encode_pairs(tokenizer, [long], 100)
-
-
-@given(
-    lengths=st.lists(st.integers(2, 90), min_size=1, max_size=150), tokens=st.integers(1, 300), seed=st.integers(0, 9)
-)
-def test_an_epoch_holds_every_example_once_within_the_budget(lengths: list[int], tokens: int, seed: int) -> None:
-    encoded = items(lengths)
-    batches = epoch_batches(encoded, tokens, seed)
-    assert sorted(item.index for batch in batches for item in batch) == list(range(len(lengths)))
-    for batch in batches:
-        assert len(batch) == 1 or len(batch) * max(len(item.ids) for item in batch) <= tokens
-    assert batches == epoch_batches(encoded, tokens, seed)
-
-
-def test_the_schedule_is_epochs_and_a_share_of_one_and_stops() -> None:
-    encoded = items([10] * 40)
-    assert len(schedule(encoded, 100, 1.0, 1000, 0)) == 4
-    assert len(schedule(encoded, 100, 2.5, 1000, 0)) == 10
-    assert len(schedule(encoded, 100, 0.1, 1000, 0)) == 1
-    assert len(schedule(encoded, 100, 2.5, 7, 0)) == 7
-    two = schedule(encoded, 100, 2.0, 1000, 0)
-    assert two[:4] != two[4:], "each epoch has an order of its own"
 
 
 def test_evaluation_sees_every_example_once() -> None:

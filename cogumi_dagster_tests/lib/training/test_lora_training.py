@@ -5,8 +5,12 @@ import pytest
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import LoraConfig
+from cogumi_dagster.lib.training import loop
 from cogumi_dagster.lib.training.batches import Pair
-from cogumi_dagster.lib.training.lora import _cosine, evaluation_loss, load_base, train_lora
+from cogumi_dagster.lib.training.launch import train_lora_on
+from cogumi_dagster.lib.training.loop import cosine, evaluation_loss
+from cogumi_dagster.lib.training.lora import TrainingReport, load_base, train_lora
+from cogumi_dagster.lib.training.packing import Packed
 
 SIX_STEPS = LoraConfig(
     rank_attention=4, rank_feed_forward=2, alpha=8, dropout=0.1, learning_rate=3e-3, max_steps=6, save_every=2,
@@ -46,7 +50,9 @@ def test_training_lowers_the_loss_and_reports_it(whole: tuple[Path, object], pai
     assert report.validation_loss_after < report.validation_loss_before
     assert report.loss_last < report.loss_first
     assert [step for step, _ in report.curve] == [1, 2, 3, 4, 5, 6]
-    assert 0 <= report.padding_share < 0.5
+    assert report.row_tokens == SIX_STEPS.batch_tokens and report.notes == ()
+    assert set(report.curves) == {"learning rate", "gradient norm", "tokens per second", "validation loss"}
+    assert report.utilization > 0 and report.flops_per_second > 0
     assert 0 < report.supervised_tokens < report.tokens
     # 2 layers: q, o (64x64) and k, v (64x32) of rank 4, gate, up, down (64x128) of rank 2
     assert report.trainable_parameters == 2 * (4 * 2 * (64 + 64) + 4 * 2 * (64 + 32) + 2 * 3 * (64 + 128))
@@ -111,11 +117,144 @@ def test_a_four_bit_base_is_frozen_and_packed(student: Path) -> None:
 
 
 def test_without_validation_there_is_no_figure(student: Path) -> None:
-    assert math.isnan(evaluation_loss(None, [], 10, 0))
+    assert math.isnan(evaluation_loss(None, [], 10))
 
 
 def test_the_rate_warms_up_and_falls_to_nearly_nothing() -> None:
-    rates = [_cosine(step, 20, 0.2) for step in range(20)]
+    rates = [cosine(step, 20, 0.2) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[3:] == sorted(rates[3:], reverse=True)
     assert rates[-1] < 0.02
+
+
+def test_memory_that_runs_out_halves_the_rows_and_changes_nothing_else(
+    student: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calm = SIX_STEPS.model_copy(update={"dropout": 0.0})
+    plain = train_lora(student, pairs, tmp_path / "plain", calm, scratch=tmp_path / "s1")
+    real = loop.answer_losses
+
+    def small_machine(model: object, packed: Packed) -> object:
+        if packed.tokens > 150:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return real(model, packed)
+
+    monkeypatch.setattr(loop, "answer_losses", small_machine)
+    report = train_lora(student, pairs, tmp_path / "out", calm, scratch=tmp_path / "s2")
+    assert report.notes and "out of memory at step 1: rows of" in report.notes[0]
+    assert report.row_tokens <= 150
+    assert [loss for _, loss in report.curve] == pytest.approx([loss for _, loss in plain.curve], rel=1e-3)
+
+
+def test_an_example_that_does_not_fit_in_memory_alone_ends_the_run(
+    student: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_machine(model: object, packed: Packed) -> object:
+        raise MemoryError
+
+    monkeypatch.setattr(loop, "answer_losses", no_machine)
+    with pytest.raises(MemoryError):
+        train_lora(student, pairs, tmp_path / "out", SIX_STEPS, scratch=tmp_path / "s")
+
+
+def test_an_exploding_loss_stops_with_step_rate_and_examples(
+    student: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = loop.answer_losses, []
+
+    def explodes(model: object, packed: Packed) -> object:
+        seen.append(packed)
+        return real(model, packed) * (50 if len(seen) > 11 else 1)
+
+    monkeypatch.setattr(loop, "answer_losses", explodes)
+    long = SIX_STEPS.model_copy(update={"max_steps": 14, "epochs": 10})
+    with pytest.raises(CogumiError, match=r"the loss has exploded to .* at step 12 \(learning rate .*, examples \["):
+        train_lora(student, pairs, tmp_path / "out", long, scratch=tmp_path / "s")
+
+
+def test_training_stops_early_and_keeps_the_best_weights(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    wild = SIX_STEPS.model_copy(
+        update={"learning_rate": 3e-2, "evaluate_every": 1, "patience": 2, "max_steps": 40, "epochs": 40}
+    )
+    report = train_lora(student, pairs[4:], tmp_path / "out", wild, validation=pairs[:4], scratch=tmp_path / "s")
+    assert report.stopped_early and report.steps < 40
+    losses = [loss for _, loss in report.curves["validation loss"]]
+    assert report.validation_loss_after == pytest.approx(min(losses), rel=1e-5)
+    assert min(losses) < min(losses[-2:]) if len(losses) > 2 else True
+
+
+@pytest.mark.parametrize("killed_at", [3, 5])
+def test_a_run_with_evaluations_resumes_to_the_same_bits(
+    student: Path, pairs: list[Pair], tmp_path: Path, killed_at: int
+) -> None:
+    config = SIX_STEPS.model_copy(update={"evaluate_every": 2, "patience": 3})
+    whole = train_lora(student, pairs, tmp_path / "whole", config, validation=pairs[:4], scratch=tmp_path / "w")
+    with pytest.raises(Killed):
+        train_lora(
+            student, pairs, tmp_path / "out", config, validation=pairs[:4], scratch=tmp_path / "s",
+            progress=kill_after(killed_at),
+        )  # fmt: skip
+    report = train_lora(student, pairs, tmp_path / "out", config, validation=pairs[:4], scratch=tmp_path / "s")
+    assert report.resumed_from > 0
+    assert report.curves["validation loss"] == whole.curves["validation loss"]
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_killed_in_the_middle_of_a_save_it_resumes_from_the_one_before(
+    student: Path, pairs: list[Pair], whole: tuple[Path, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cogumi_dagster.lib.training import resume
+
+    real, saves = resume.os.replace, []
+
+    def killed(source: Path, target: Path) -> None:
+        saves.append(target)
+        if len(saves) == 2:
+            raise Killed
+        real(source, target)
+
+    monkeypatch.setattr(resume.os, "replace", killed)
+    with pytest.raises(Killed):
+        train_lora(student, pairs, tmp_path / "out", SIX_STEPS, scratch=tmp_path / "s")
+    monkeypatch.undo()
+    assert any(path.name.startswith(".tmp-") for path in (tmp_path / "s").iterdir())
+    report = train_lora(student, pairs, tmp_path / "out", SIX_STEPS, scratch=tmp_path / "s")
+    assert report.resumed_from == 2
+    assert weights(tmp_path / "out") == weights(whole[0])
+
+
+def test_checkpoints_of_other_data_are_not_taken(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        train_lora(student, pairs, tmp_path / "out", SIX_STEPS, scratch=tmp_path / "s", progress=kill_after(5))
+    assert train_lora(student, pairs[1:], tmp_path / "out", SIX_STEPS, scratch=tmp_path / "s").resumed_from == 0
+
+
+def test_gradient_checkpointing_gives_the_same_losses(
+    student: Path, pairs: list[Pair], whole: tuple[Path, TrainingReport], tmp_path: Path
+) -> None:
+    config = SIX_STEPS.model_copy(update={"gradient_checkpointing": True})
+    report = train_lora(student, pairs, tmp_path / "out", config, scratch=tmp_path / "s")
+    assert [loss for _, loss in report.curve] == pytest.approx([loss for _, loss in whole[1].curve], rel=1e-4)
+
+
+def test_two_processes_learn_what_one_learns(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    calm = SIX_STEPS.model_copy(update={"dropout": 0.0, "max_steps": 3})
+    one = train_lora(student, pairs, tmp_path / "one", calm, validation=pairs[:4], scratch=tmp_path / "s1")
+    seen: list[int] = []
+    two = train_lora_on(
+        2, student, pairs, tmp_path / "two", calm, validation=pairs[:4], scratch=tmp_path / "s2",
+        progress=lambda done, total, note: seen.append(done),
+    )  # fmt: skip
+    assert seen == [1, 2, 3]
+    assert [loss for _, loss in two.curve] == pytest.approx([loss for _, loss in one.curve], rel=1e-3)
+    assert two.validation_loss_after == pytest.approx(one.validation_loss_after, rel=1e-3)
+    assert (tmp_path / "two" / "adapter_model.safetensors").is_file()
+
+
+def test_an_error_in_one_of_several_processes_reaches_the_user(
+    student: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    with pytest.raises(CogumiError, match="none of 1 examples fits in"):
+        train_lora_on(
+            2, student, [Pair("Say much.", "much " * 200)], tmp_path / "out", SIX_STEPS, scratch=tmp_path / "s"
+        )

@@ -15,18 +15,18 @@ def state(value: float) -> dict[str, Any]:
 
 def test_the_two_newest_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     for step in (5, 10, 15):
-        save_state(tmp_path, step, state(step), [{"step": step, "loss": 1.0}])
+        save_state(tmp_path, step, state(step), {"log": [step]}, "run")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-000010", "step-000015"]
-    found = newest_state(tmp_path)
+    found = newest_state(tmp_path, "run")
     assert found is not None
     assert found[0] == 15 and found[1]["adapter"]["w"].tolist() == [15.0] * 3
-    assert found[2] == [{"step": 15, "loss": 1.0}]
+    assert found[2] == {"log": [15]}
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest", "half a manifest", "no state", "a list"])
 def test_a_corrupted_newest_state_is_passed_over(tmp_path: Path, damage: str) -> None:
     for step in (5, 10):
-        save_state(tmp_path, step, state(step), [])
+        save_state(tmp_path, step, state(step), {}, "run")
     data, manifest = tmp_path / "step-000010" / "state.pt", tmp_path / "step-000010" / "manifest.json"
     match damage:
         case "flip":
@@ -41,11 +41,16 @@ def test_a_corrupted_newest_state_is_passed_over(tmp_path: Path, damage: str) ->
             data.unlink()
         case _:
             manifest.write_text(json.dumps([1]))
-    found = newest_state(tmp_path)
+    found = newest_state(tmp_path, "run")
     assert found is not None and found[0] == 5
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:
-    assert newest_state(tmp_path / "none") is None
+    assert newest_state(tmp_path / "none", "run") is None
     (tmp_path / ".tmp-1").mkdir()
-    assert newest_state(tmp_path) is None
+    assert newest_state(tmp_path, "run") is None
+
+
+def test_a_state_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    save_state(tmp_path, 5, state(5), {}, "other data")
+    assert newest_state(tmp_path, "run") is None

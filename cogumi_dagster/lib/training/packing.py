@@ -1,0 +1,186 @@
+"""Sample packing: examples end to end in one row, no padding, and none sees another.
+
+Each example keeps the positions and the attention that it would have alone: the model is told where
+the examples begin (``cu_seq_lens``, as flash-attention's variable-length kernels take it), and where
+those kernels are not installed, attention is computed example by example. That is also less work than
+a masked square: attention is quadratic in an example's length instead of the row's.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.training.batches import Encoded
+
+PACKED_ATTENTION = "packed"
+"""The name under which ``packed_attention`` is known to transformers."""
+
+
+@dataclass(frozen=True)
+class Packed:
+    """One row of examples. ``ids`` and ``positions`` are (1, tokens); ``predicting`` and ``targets`` (supervised,):
+    the places whose hidden state predicts a supervised token, and that token."""
+
+    ids: Any
+    positions: Any
+    predicting: Any
+    targets: Any
+    bounds: tuple[int, ...]
+    """Where each example begins, and the end of the last."""
+    indices: tuple[int, ...]
+
+    @property
+    def tokens(self) -> int:
+        return self.bounds[-1]
+
+    @property
+    def supervised(self) -> int:
+        return int(self.targets.numel())
+
+
+def pack(items: Sequence[Encoded]) -> Packed:
+    """Raises CogumiError where no token is supervised (a template that matches nothing)."""
+    import torch
+
+    bounds = (0, *accumulate(len(item.ids) for item in items))
+    predicting = [
+        start + place
+        for item, start in zip(items, bounds, strict=False)
+        for place in range(item.answer_start - 1, len(item.ids) - 1)
+    ]
+    if not predicting:
+        raise CogumiError("a batch has no supervised token", "the responses of these examples are empty")
+    ids = torch.tensor([token for item in items for token in item.ids])
+    places = torch.tensor(predicting)
+    return Packed(
+        ids=ids[None],
+        positions=torch.cat([torch.arange(len(item.ids)) for item in items])[None],
+        predicting=places,
+        targets=ids[places + 1],
+        bounds=bounds,
+        indices=tuple(item.index for item in items),
+    )
+
+
+def answer_losses(model: Any, packed: Packed) -> Any:
+    """Sum of the cross-entropy over the supervised tokens.
+
+    Logits are computed where a token is supervised only: with a vocabulary of 49,152 and a hidden size of 576 they
+    would otherwise be half of the work.
+    """
+    import torch
+
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    device = causal.get_input_embeddings().weight.device
+    bounds = torch.tensor(packed.bounds, dtype=torch.int32, device=device)
+    longest = max(end - start for start, end in pairwise(packed.bounds))
+    hidden = causal.model(
+        input_ids=packed.ids.to(device),
+        position_ids=packed.positions.to(device),
+        use_cache=False,
+        cu_seq_lens_q=bounds,
+        cu_seq_lens_k=bounds,
+        max_length_q=longest,
+        max_length_k=longest,
+        bounds=packed.bounds,
+    ).last_hidden_state
+    logits = causal.lm_head(hidden[0, packed.predicting.to(device)])
+    return torch.nn.functional.cross_entropy(logits.float(), packed.targets.to(device), reduction="sum")
+
+
+def packed_attention(
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Any,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    bounds: tuple[int, ...] | None = None,
+    **_: Any,
+) -> tuple[Any, None]:
+    """Causal attention within each example. (1, heads, tokens, size) each; returns (1, tokens, heads, size).
+
+    The signature is that of transformers' attention functions.
+    """
+    import torch
+
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (side.repeat_interleave(groups, dim=1) for side in (key, value))
+    ends = bounds or (0, query.shape[2])
+    parts = [
+        torch.nn.functional.scaled_dot_product_attention(
+            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end],
+            is_causal=True, scale=scaling, dropout_p=dropout,
+        )
+        for start, end in pairwise(ends)
+    ]  # fmt: skip
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def attention_for(device: str) -> str:
+    """The attention to load a model with for packed training: flash-attention on a GPU that has it, else ours."""
+    from transformers import AttentionInterface
+    from transformers.utils import is_flash_attn_2_available
+
+    if device.startswith("cuda") and is_flash_attn_2_available():
+        return "flash_attention_2"
+    AttentionInterface.register(PACKED_ATTENTION, packed_attention)
+    return PACKED_ATTENTION
+
+
+def steps_of(encoded: Sequence[Encoded], batch_tokens: int, seed: int) -> list[list[Encoded]]:
+    """One epoch in random order, as optimizer steps of at most ``batch_tokens`` tokens (or one longer example)."""
+    order = list(encoded)
+    random.Random(seed).shuffle(order)
+    steps: list[list[Encoded]] = []
+    size = batch_tokens
+    for item in order:
+        if size + len(item.ids) > batch_tokens:
+            steps.append([])
+            size = 0
+        steps[-1].append(item)
+        size += len(item.ids)
+    return steps
+
+
+def schedule(
+    encoded: Sequence[Encoded], batch_tokens: int, epochs: float, max_steps: int, seed: int
+) -> list[list[Encoded]]:
+    """All steps of a run, in order: whole epochs and a last share of one, at most ``max_steps``."""
+    steps: list[list[Encoded]] = []
+    for epoch in range(int(epochs) + 1):
+        share = min(1.0, epochs - epoch)
+        if share > 0 and len(steps) < max_steps:
+            one = steps_of(encoded, batch_tokens, seed + epoch)
+            steps.extend(one[: max(1, round(share * len(one)))])
+    return steps[:max_steps]
+
+
+def rows_of(items: Sequence[Encoded], row_tokens: int) -> list[list[Encoded]]:
+    """One step's examples in rows of at most ``row_tokens`` (first fit, longest first): few rows, nearly full.
+
+    Raises:
+        CogumiError: an example is longer than a row.
+    """
+    rows: list[list[Encoded]] = []
+    room: list[int] = []
+    for item in sorted(items, key=lambda item: -len(item.ids)):
+        size = len(item.ids)
+        if size > row_tokens:
+            raise CogumiError(
+                f"an example of {size} tokens does not fit in a row of {row_tokens}",
+                "lower training.max_length, or give the step more memory",
+            )
+        place = next((i for i, left in enumerate(room) if left >= size), None)
+        if place is None:
+            rows.append([item])
+            room.append(row_tokens - size)
+        else:
+            rows[place].append(item)
+            room[place] -= size
+    return rows

@@ -1,0 +1,111 @@
+"""Packed rows: the same loss as each example alone, nothing lost, nothing seen that is not one's own."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.training.batches import Encoded, Pair, answer_loss, collate, encode_pairs
+from cogumi_dagster.lib.training.lora import load_base
+from cogumi_dagster.lib.training.packing import answer_losses, pack, rows_of, schedule, steps_of
+from cogumi_dagster.lib.training.student import load_checkpoint
+
+
+def items(lengths: list[int]) -> list[Encoded]:
+    return [Encoded(tuple(range(length)), max(1, length // 2), index) for index, length in enumerate(lengths)]
+
+
+@pytest.fixture(scope="module")
+def loaded(student: Path) -> tuple[Any, Any]:
+    model, tokenizer = load_base(student, four_bit=False, device="cpu")
+    return model.float().eval(), tokenizer
+
+
+def test_packed_and_unpacked_losses_are_equal(loaded: tuple[Any, Any], student: Path, pairs: list[Pair]) -> None:
+    import torch
+
+    model, tokenizer = loaded
+    plain, _ = load_checkpoint(student, "float32")  # transformers' own attention, one example a row, padded
+    encoded = encode_pairs(tokenizer, pairs, 512)[0]
+    with torch.no_grad():
+        packed = pack(encoded)
+        together = float(answer_losses(model, packed))
+        alone = sum(float(answer_losses(model, pack([item]))) for item in encoded)
+        padded = collate(encoded, tokenizer.pad_token_id)
+        theirs = float(answer_loss(plain, padded)) * padded.supervised
+    assert packed.tokens == sum(len(item.ids) for item in encoded) and packed.supervised == padded.supervised
+    assert together == pytest.approx(alone, rel=1e-5)
+    assert together == pytest.approx(theirs, rel=1e-4)
+
+
+def test_an_example_sees_nothing_of_its_neighbours(loaded: tuple[Any, Any], pairs: list[Pair]) -> None:
+    import torch
+
+    model, tokenizer = loaded
+    one, two, other = encode_pairs(tokenizer, pairs[:3], 512)[0]
+    with torch.no_grad():
+        first = [float(answer_losses(model, pack(row))) for row in ([one, two], [one, other])]
+        tail = [float(answer_losses(model, pack([item]))) for item in (two, other)]
+    assert first[0] - tail[0] == pytest.approx(first[1] - tail[1], rel=1e-4)
+
+
+def test_gradients_are_those_of_the_padded_batch(student: Path, pairs: list[Pair]) -> None:
+    import torch
+
+    model, tokenizer = load_base(student, four_bit=False, device="cpu")
+    plain, _ = load_checkpoint(student, "float32")
+    model = model.float()
+    encoded = encode_pairs(tokenizer, pairs[:6], 512)[0]
+    found = []
+    for chosen, loss in (
+        (model, lambda: answer_losses(model, pack(encoded)) / pack(encoded).supervised),
+        (plain, lambda: answer_loss(plain, collate(encoded, tokenizer.pad_token_id))),
+    ):
+        weight = chosen.model.layers[0].self_attn.k_proj.weight
+        weight.requires_grad_(True)
+        loss().backward()
+        found.append(weight.grad)
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-6)
+
+
+def test_a_row_without_supervised_tokens_is_refused() -> None:
+    with pytest.raises(CogumiError, match="no supervised token"):
+        pack([Encoded((1, 2, 3), 3, 0)])
+
+
+def test_an_example_longer_than_a_row_is_refused() -> None:
+    with pytest.raises(CogumiError, match="an example of 12 tokens does not fit in a row of 10"):
+        rows_of(items([4, 12]), 10)
+
+
+@given(
+    lengths=st.lists(st.integers(2, 90), min_size=1, max_size=150), tokens=st.integers(1, 300), seed=st.integers(0, 9)
+)
+def test_an_epoch_holds_every_example_once_within_the_budget(lengths: list[int], tokens: int, seed: int) -> None:
+    encoded = items(lengths)
+    steps = steps_of(encoded, tokens, seed)
+    assert sorted(item.index for step in steps for item in step) == list(range(len(lengths)))
+    assert all(len(step) == 1 or sum(len(item.ids) for item in step) <= tokens for step in steps)
+    assert steps == steps_of(encoded, tokens, seed)
+
+
+@given(lengths=st.lists(st.integers(2, 90), min_size=1, max_size=60), room=st.integers(90, 400))
+def test_rows_hold_every_example_once_and_are_mostly_full(lengths: list[int], room: int) -> None:
+    rows = rows_of(items(lengths), room)
+    assert sorted(item.index for row in rows for item in row) == list(range(len(lengths)))
+    filled = [sum(len(item.ids) for item in row) for row in rows]
+    assert all(size <= room for size in filled)
+    assert sum(size <= room // 2 for size in filled) <= 1, "first fit leaves at most one row half empty"
+
+
+def test_the_schedule_is_epochs_and_a_share_of_one_and_stops() -> None:
+    encoded = items([10] * 40)
+    assert len(schedule(encoded, 100, 1.0, 1000, 0)) == 4
+    assert len(schedule(encoded, 100, 2.5, 1000, 0)) == 10
+    assert len(schedule(encoded, 100, 0.1, 1000, 0)) == 1
+    assert len(schedule(encoded, 100, 2.5, 7, 0)) == 7
+    two = schedule(encoded, 100, 2.0, 1000, 0)
+    assert two[:4] != two[4:], "each epoch has an order of its own"
