@@ -114,6 +114,31 @@ def quantized_gguf(f16_gguf: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_student(pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of 256 and 512 columns, which K-quants divide; a small vocabulary, so that the layers decide the size."""
+    folder = tmp_path_factory.mktemp("wide")
+    import_student("random:2x256", "wide", folder / "whole", strings=1)
+    trim_vocabulary(folder / "whole", pairs, pairs[:1], folder / "trimmed")
+    return folder / "trimmed"
+
+
+@pytest.fixture(scope="session")
+def wide_gguf(wide_student: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from cogumi_dagster.lib.compression.gguf_export import write_gguf
+
+    path = tmp_path_factory.mktemp("wide") / "f16.gguf"
+    write_gguf(wide_student, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def wide_imatrix(wide_student: Path, pairs: list[Pair]) -> Any:
+    from cogumi_dagster.lib.compression.imatrix import collect_imatrix
+
+    return collect_imatrix(*load_checkpoint(wide_student, "float32"), pairs)
+
+
+@pytest.fixture(scope="session")
 def lora_config() -> LoraConfig:
     return TINY_LORA
 

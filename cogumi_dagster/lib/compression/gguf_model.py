@@ -2,14 +2,19 @@
 
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from cogumi_dagster.lib.artifacts import file_sha256
-from cogumi_dagster.lib.compression.gguf_export import ExportReport, quantize_gguf, write_gguf
+from cogumi_dagster.lib.compression.gguf_export import ExportReport, describe_gguf, write_gguf
+from cogumi_dagster.lib.compression.gguf_read import open_gguf
+from cogumi_dagster.lib.compression.imatrix import Imatrix, collect_imatrix, read_imatrix, write_imatrix
+from cogumi_dagster.lib.compression.mix import Layout, read_layout
 from cogumi_dagster.lib.compression.package import zstd_ratio
 from cogumi_dagster.lib.compression.predict import predict_bytes, tensor_types
+from cogumi_dagster.lib.compression.quantize import MixReport, quantize_file, quantize_to_budget
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
 from cogumi_dagster.lib.inference.llama import LlamaEngine
 from cogumi_dagster.lib.profile import CompressionConfig
@@ -19,11 +24,17 @@ from cogumi_dagster.lib.training.merge import ParityReport, answer_logits, parit
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 MODEL_FILE = "model.gguf"
+IMATRIX_FILE = "imatrix.gguf"
+MIXED = "mixed"
+Types = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class GgufReport:
-    """``f16_parity`` is the export alone (must be nearly zero); ``parity`` includes quantization."""
+    """``f16_parity`` is the export alone (must be nearly zero); ``parity`` includes quantization.
+
+    ``imatrix_tokens`` is 0 without an importance matrix; ``mix`` is None where no budget was set.
+    """
 
     export: ExportReport
     f16_parity: ParityReport
@@ -32,6 +43,8 @@ class GgufReport:
     perplexity: float
     perplexity_ratio: float
     perplexity_tokens: int
+    imatrix_tokens: int = 0
+    mix: MixReport | None = None
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,11 @@ class FrontierRow:
     tokens_per_second: float
     zstd_ratio: float
     fallback_share: float
-    """Share of weights that llama.cpp stored in a larger type because their rows do not divide by 256."""
+    """Share of weights that llama.cpp stored in another type than it wanted, as their rows are no multiple of 256."""
+    fallbacks: str
+    """``Q6_K as Q8_0, ...``"""
+    stored_as: str
+    """Share of the weights in each type."""
 
 
 @dataclass(frozen=True)
@@ -58,61 +75,122 @@ class FrontierReport:
     worst_prediction_error: float
 
 
-def export_model(parent: Path, held_out: Sequence[Pair], out: Path, config: CompressionConfig) -> GgufReport:
-    """Write ``out/model.gguf`` and measure it against its 16-bit parent on the held-out answers."""
+def export_model(
+    parent: Path,
+    held_out: Sequence[Pair],
+    out: Path,
+    config: CompressionConfig,
+    *,
+    calibration: Sequence[Pair] = (),
+    seed: int = 0,
+    progress: Progress = silent,
+) -> GgufReport:
+    """Write ``out/model.gguf`` and measure it against its 16-bit parent on the held-out answers.
+
+    With ``config.imatrix`` or ``config.budget_mb``, an importance matrix of ``calibration`` stands beside it.
+    """
     model, tokenizer = load_checkpoint(parent, "float32")
     reference = flatten(answer_logits(model, tokenizer, held_out, 1024))
-    del model
     out.mkdir(parents=True, exist_ok=True)
+    imatrix = mix = None
+    if config.imatrix or config.budget_mb is not None:
+        imatrix = collect_imatrix(model, tokenizer, calibration, dataset="distillation_dataset", progress=progress)
+        write_imatrix(imatrix, out / IMATRIX_FILE)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         f16 = Path(scratch) / "f16.gguf"
         write_gguf(parent, f16, provenance={"parent_sha256": file_sha256(next(parent.glob("*.safetensors")))})
         plain = parity(reference, flatten(gguf_answer_logits(f16, tokenizer, held_out)))
-        export = quantize_gguf(f16, out / MODEL_FILE, config.gguf_type)
+        if config.budget_mb is None:
+            export = quantize_file(f16, out / MODEL_FILE, config.gguf_type, imatrix=imatrix)
+        else:
+            budget = round(config.budget_mb * 1e6)
+            export, mix = quantize_to_budget(
+                f16, model, tokenizer, calibration, out / MODEL_FILE, budget, imatrix=imatrix, seed=seed,
+                progress=progress,
+            )  # fmt: skip
     quantized = flatten(gguf_answer_logits(out / MODEL_FILE, tokenizer, held_out))
     before, tokens = perplexity_of(reference)
     after, _ = perplexity_of(quantized)
-    return GgufReport(export, plain, parity(reference, quantized), before, after, after / before, tokens)
+    return GgufReport(
+        export, plain, parity(reference, quantized), before, after, after / before, tokens,
+        imatrix_tokens=imatrix.tokens if imatrix else 0, mix=mix,
+    )  # fmt: skip
 
 
 def measure_frontier(
-    parent: Path, held_out: Sequence[Pair], out: Path, config: CompressionConfig, *, progress: Progress = silent
+    parent: Path,
+    held_out: Sequence[Pair],
+    out: Path,
+    config: CompressionConfig,
+    *,
+    served: Path | None = None,
+    progress: Progress = silent,
 ) -> FrontierReport:
-    """Quantize the parent to each of the profile's types and measure bytes, perplexity, speed and zstd."""
-    from gguf import GGUFReader
+    """Quantize the parent to each of the profile's types and measure bytes, perplexity, speed and zstd.
 
+    ``served`` is the folder that ``export_model`` wrote: its importance matrix is used for every row, and its file
+    has a row of its own (``mixed``) where it was made to a budget.
+    """
     model, tokenizer = load_checkpoint(parent, "float32")
     reference, tokens = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
     del model
-    rows = []
+    mixed = served / MODEL_FILE if served and config.budget_mb is not None else None
+    total = len(config.frontier_types) + (mixed is not None)
+    rows: list[FrontierRow] = []
+
+    def add(path: Path, export: ExportReport, predicted: int, types: Types, wanted: Types) -> None:
+        perplexity, _ = perplexity_of(gguf_answer_logits(path, tokenizer, held_out))
+        fallen = [name for name in types if types[name] != wanted[name]]
+        rows.append(
+            FrontierRow(
+                type=export.type,
+                bytes=export.bytes,
+                predicted_bytes=predicted,
+                bits_per_weight=export.bits_per_weight,
+                perplexity=perplexity,
+                perplexity_ratio=perplexity / reference,
+                tokens_per_second=decode_speed(path),
+                zstd_ratio=zstd_ratio(path, config.zstd_level),
+                fallback_share=sum(prod(layout.shapes[name]) for name in fallen) / export.parameters,
+                fallbacks=", ".join(sorted({f"{wanted[name]} as {types[name]}" for name in fallen})),
+                stored_as=_shares(export),
+            )
+        )
+        progress(len(rows), total, f"{export.type}: {export.bytes / 1e6:.1f} MB")
+
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
-        scratch = Path(folder)
-        write_gguf(parent, scratch / "f16.gguf")
-        reader = GGUFReader(scratch / "f16.gguf")
-        shapes = {t.name: tuple(int(n) for n in reversed(t.shape)) for t in reader.tensors}
-        header = int(reader.data_offset)
-        for number, type in enumerate(config.frontier_types):
-            path = scratch / f"{type}.gguf"
-            export = quantize_gguf(scratch / "f16.gguf", path, type)
-            perplexity, _ = perplexity_of(gguf_answer_logits(path, tokenizer, held_out))
-            rows.append(
-                FrontierRow(
-                    type=type,
-                    bytes=export.bytes,
-                    predicted_bytes=predict_bytes(shapes, type, header),
-                    bits_per_weight=export.bits_per_weight,
-                    perplexity=perplexity,
-                    perplexity_ratio=perplexity / reference,
-                    tokens_per_second=decode_speed(path),
-                    zstd_ratio=zstd_ratio(path, config.zstd_level),
-                    fallback_share=_fallback_share(shapes, type),
-                )
-            )
+        f16 = Path(folder) / "f16.gguf"
+        write_gguf(parent, f16)
+        layout, imatrix = read_layout(f16), _imatrix_of(served)
+        for type in config.frontier_types:
+            path = Path(folder) / f"{type}.gguf"
+            export = quantize_file(f16, path, type, imatrix=imatrix)
+            predicted = predict_bytes(layout.shapes, type, layout.header)
+            add(path, export, predicted, tensor_types(layout.shapes, type), _wanted_types(layout, type))
             path.unlink()
-            progress(number + 1, len(config.frontier_types), f"{type}: {export.bytes / 1e6:.1f} MB")
+        if mixed:
+            types = {tensor.name: tensor.tensor_type.name for tensor in open_gguf(mixed).reader.tensors}
+            add(mixed, describe_gguf(mixed, MIXED), layout.bytes_as(types), types, types)
     worst = max(abs(row.predicted_bytes / row.bytes - 1) for row in rows)
     return FrontierReport(tuple(rows), reference, tokens, worst)
+
+
+def _imatrix_of(served: Path | None) -> Imatrix | None:
+    path = served / IMATRIX_FILE if served else None
+    return read_imatrix(path) if path and path.is_file() else None
+
+
+def _wanted_types(layout: Layout, type: str) -> dict[str, str]:
+    """What llama.cpp would store if every row were a multiple of 256."""
+    wide = {name: (*rows, -(-columns // 256) * 256) for name, (*rows, columns) in layout.shapes.items()}
+    return tensor_types(wide, type)
+
+
+def _shares(export: ExportReport) -> str:
+    """``Q5_1 60 %, Q8_0 40 %``: the weights of a file by type, largest first; F32 norms are below half a percent."""
+    shares = sorted(((count / export.parameters, kind) for kind, count in export.tensor_types.items()), reverse=True)
+    return ", ".join(f"{kind} {share:.0%}" for share, kind in shares if share >= 0.005)
 
 
 def decode_speed(gguf: Path, streams: int = 4, tokens: int = 32) -> float:
@@ -125,17 +203,3 @@ def decode_speed(gguf: Path, streams: int = 4, tokens: int = 32) -> float:
     seconds = time.perf_counter() - started
     engine.close()
     return sum(answer.completion_tokens for answer in answers) / seconds
-
-
-def _fallback_share(shapes: dict[str, tuple[int, ...]], type: str) -> float:
-    """Weights in rows that are no multiple of 256, where the type wants them to be, as a share of all."""
-    if not type.endswith(("_K", "_K_M")):
-        return 0.0
-    total = fallen = 0
-    for name, kind in tensor_types(shapes, type).items():
-        weights = 1
-        for size in shapes[name]:
-            weights *= size
-        total += weights
-        fallen += weights if len(shapes[name]) == 2 and not kind.endswith("_K") else 0
-    return fallen / total

@@ -42,9 +42,22 @@ def _compression(reports: Reports) -> list[tuple[str, str]]:
     report = reports.get("compression_frontier", {}).get(None)
     if not report:
         return []
-    points = [plots.Point(row["bytes"] / 1e6, row["perplexity_ratio"], label=row["type"]) for row in report["rows"]]
     caption = f"Bytes against perplexity, {report['perplexity_tokens']} held-out tokens; 1.0 is the 16-bit parent"
-    return [(caption, plots.scatter_plot(points, "Compression frontier", "MB", "perplexity / parent"))]
+    return [(caption, frontier_plot(report["rows"]))]
+
+
+def frontier_plot(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Bytes against perplexity of each quantization; the mix that was made to a budget has a colour of its own."""
+    points = [
+        plots.Point(
+            row["bytes"] / 1e6,
+            row["perplexity_ratio"],
+            label=row["type"],
+            group="made to the budget" if row["type"] == "mixed" else "llama.cpp's own mixes",
+        )
+        for row in rows
+    ]
+    return plots.scatter_plot(points, "Compression frontier", "MB", "perplexity / parent")
 
 
 def _bar(label: str, proportion: Mapping[str, Any]) -> plots.Bar | None:

@@ -2,8 +2,16 @@ from pathlib import Path
 
 import pytest
 
-from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE, decode_speed, export_model, measure_frontier
+from cogumi_dagster.lib.compression.gguf_model import (
+    IMATRIX_FILE,
+    MIXED,
+    MODEL_FILE,
+    decode_speed,
+    export_model,
+    measure_frontier,
+)  # fmt: skip
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
+from cogumi_dagster.lib.compression.imatrix import read_imatrix
 from cogumi_dagster.lib.profile import CompressionConfig
 from cogumi_dagster.lib.training.batches import Pair
 
@@ -33,9 +41,37 @@ def test_the_frontier_has_a_row_for_each_type(student: Path, pairs: list[Pair], 
     assert seen == [(1, 2), (2, 2)]
     assert report.worst_prediction_error < 1e-3
     assert eight.fallback_share == 0 and four.fallback_share > 0.9, "no row of 64 columns holds a K-quant"
+    assert eight.fallbacks == "" and four.fallbacks == "Q4_K as Q5_0, Q6_K as Q8_0"
     assert four.bits_per_weight < eight.bits_per_weight
     assert all(row.tokens_per_second > 0 and 0 < row.zstd_ratio <= 1.01 for row in report.rows)
 
 
 def test_decoding_speed_is_a_figure(quantized_gguf: Path) -> None:
     assert decode_speed(quantized_gguf, streams=2, tokens=4) > 0
+
+
+def test_a_budget_decides_the_mix_and_the_frontier_shows_it(
+    full_student: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    config = CONFIG.model_copy(update={"budget_mb": 3.2, "frontier_types": ("Q4_0",)})
+    report = export_model(full_student, pairs[:6], tmp_path / "served", config, calibration=pairs)
+    assert sorted(path.name for path in (tmp_path / "served").iterdir()) == [IMATRIX_FILE, MODEL_FILE]
+    assert report.mix is not None and report.export.bytes <= report.mix.budget_bytes == 3_200_000
+    assert report.imatrix_tokens == read_imatrix(tmp_path / "served" / IMATRIX_FILE).tokens > 256
+    assert set(report.mix.types) == set(report.mix.scales) >= {"token_embd", "ffn_down"}
+    frontier = measure_frontier(full_student, pairs[:4], tmp_path / "out", config, served=tmp_path / "served")
+    stock, mixed = frontier.rows
+    assert (stock.type, mixed.type) == ("Q4_0", MIXED)
+    assert mixed.bytes == report.export.bytes and mixed.fallback_share == 0.0
+    assert stock.fallbacks == "Q6_K as Q8_0" and stock.fallback_share > 0.9
+    assert stock.stored_as.startswith("Q8_0 9") and "%" in mixed.stored_as
+    assert frontier.worst_prediction_error < 1e-2
+
+
+def test_an_importance_matrix_is_kept_beside_the_model(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"imatrix": True, "gguf_type": "Q4_0"})
+    report = export_model(student, pairs[:6], tmp_path / "with", config, calibration=pairs)
+    without = export_model(student, pairs[:6], tmp_path / "without", config.model_copy(update={"imatrix": False}))
+    assert report.mix is None and report.imatrix_tokens > 256 and without.imatrix_tokens == 0
+    assert report.export.sha256 != without.export.sha256
+    assert (tmp_path / "with" / IMATRIX_FILE).is_file() and not (tmp_path / "without" / IMATRIX_FILE).exists()
