@@ -246,7 +246,7 @@ def pack(
     out: Annotated[Path, typer.Argument(help="The package folder to write.")],
     level: Annotated[int, typer.Option(min=1, max=22, help="zstd level.")] = 10,
 ) -> None:
-    """Pack a file with zstd, a trained dictionary and a SHA-256 manifest."""
+    """Pack a file: a GGUF's tensors split into planes, zstd, a SHA-256 manifest; unpacked again to compare."""
     from cogumi_dagster.commands.stages import pack_command
 
     pack_command(source, out, level)

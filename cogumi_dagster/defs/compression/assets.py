@@ -114,7 +114,8 @@ def gguf_model(step: Step) -> GgufReport:
     claims=checks.PACKAGED_BASE,
 )
 def packaged_base(step: Step) -> PackageReport:
-    """The served file packed with zstd and a trained dictionary, unpacked again and compared byte for byte."""
+    """The served file packed: its tensors as planes, then zstd, with a dictionary where it pays; unpacked again and
+    compared byte for byte."""
     compression = step.profile.compression
     return pack(
         step.path("gguf_model") / MODEL_FILE,
@@ -141,4 +142,5 @@ def compression_frontier(step: Step) -> FrontierReport:
 ASSETS = [
     pruned_checkpoint, recovered_checkpoint, awq_checkpoint, w4a16_checkpoint, gguf_model, packaged_base,
     compression_frontier,
+    code_version="2",
 ]  # fmt: skip

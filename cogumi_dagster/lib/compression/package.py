@@ -1,181 +1,412 @@
-"""zstd packages: a trained dictionary, a manifest with SHA-256, and unpacking that trusts nothing."""
+"""Packages: a GGUF's tensors as planes, zstd, a manifest with SHA-256, and unpacking that trusts nothing.
 
+A package is a folder: ``package.json``, ``<name>.zst`` and, where it pays, ``dictionary.zstd``. The file is packed in
+chunks of at most 4 MiB, none across a tensor's end. A tensor's chunk becomes planes (see ``planes``), anything else
+stays as it is; each plane is a zstd frame, or raw where zstd does not shrink it. Packages of format 1 (zstd frames
+of 1 MiB, a dictionary always) still unpack.
+"""
+
+import hashlib
 import json
 import os
+import shutil
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cogumi_dagster.lib.artifacts import file_sha256
+from cogumi_dagster.lib.compression.planes import block_bytes, join, plane_bytes, split
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.gguf_file import read_gguf
 
-CHUNK = 1 << 20
+MANIFEST, DICTIONARY = "package.json", "dictionary.zstd"
+PLAIN = "plain"
+"""The kind of a chunk that is no tensor, or one of a type that has no layout."""
+LARGEST_CHUNK = CHUNK = 1 << 22
+CHUNK_1 = 1 << 20
+"""Of format 1."""
+SMALLEST_TENSOR = 1 << 14
+"""Smaller ones stay with what is around them: a frame for each plane costs more than it saves."""
+LARGEST_MEMBER = 1 << 26
+"""Of what is read at once: the manifest and the dictionary."""
+BOMB_RATIO, BOMB_BYTES = 1000, 1 << 30
+"""More than 1 GiB that is packed to less than a thousandth is no model."""
+HUFFMAN = {"strategy": 1, "min_match": 7, "hash_log": 6, "window_log": 19}
+"""zstd that hardly looks for repeats (strategy 1 is ``fast``): in planes of codes they are chance, and dearer than the
+Huffman code of the bytes. Level 10 makes 1 to 6 % more of the same planes, at a tenth of the speed."""
+MOST_THREADS = 8
+"""Chunks in memory are three times as many."""
+
+Size = Annotated[int, Field(gt=0)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Given = TypeVar("Given")
+Made = TypeVar("Made")
+
+
+class Run(NamedTuple):
+    """A part of a file: ``plain`` or a tensor type, where it starts, and its bytes."""
+
+    kind: str
+    start: int
+    bytes: int
+
+
+class Chunk(NamedTuple):
+    """A run as it is packed: its bytes, and those of the frame of each plane."""
+
+    kind: str
+    bytes: Size
+    frames: tuple[Size, ...]
+
+    @property
+    def planes(self) -> list[int]:
+        """Bytes of each plane; none where there is no such chunk."""
+        block = 1 if self.kind == PLAIN else block_bytes(self.kind)
+        if not block or self.bytes % block or self.bytes > LARGEST_CHUNK:
+            return []
+        return [self.bytes] if self.kind == PLAIN else plane_bytes(self.kind, self.bytes)
+
+
+class _Head(BaseModel):
+    format: int = 1
+
+
+class Manifest(BaseModel):
+    """``package.json`` of format 2."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
+    format: Literal[2]
+    file: str
+    bytes: Size
+    sha256: Sha256
+    dictionary_sha256: Sha256 | None
+    chunks: tuple[Chunk, ...]
+
+
+class _Manifest1(BaseModel):
+    model_config = ConfigDict(strict=True)
+    file: str
+    bytes: Size
+    sha256: Sha256
+    dictionary_sha256: Sha256
+    frames: tuple[Size, ...]
+
+    def as_format_2(self) -> Manifest:
+        if len(self.frames) != -(-self.bytes // CHUNK_1):
+            raise ValueError("the frames do not make up the file")
+        chunks = [Chunk(PLAIN, min(CHUNK_1, self.bytes - CHUNK_1 * n), (frame,)) for n, frame in enumerate(self.frames)]
+        return Manifest(format=2, chunks=tuple(chunks), **self.model_dump(exclude={"frames"}))
 
 
 @dataclass(frozen=True)
 class PackageReport:
-    """Bytes around zstd; ``bit_identical`` was found by unpacking again and hashing."""
+    """Bytes around packing; ``bit_identical`` was found by unpacking again and hashing.
+
+    ``bytes_after`` counts the whole package, manifest and dictionary included. ``ratio_zstd`` is what zstd makes of the
+    file as it is, at the same level: the planes' gain is the difference.
+    """
 
     file: str
     bytes_before: int
     bytes_after: int
     ratio: float
-    ratio_without_dictionary: float
+    ratio_zstd: float
     level: int
     dictionary_bytes: int
+    """0 where it is left out."""
+    dictionary_saves: int
+    """Bytes that the trained dictionary saves in the frames, less its own. Below 0 it is left out."""
+    pack_seconds: float
+    unpack_seconds: float
     bit_identical: bool
 
 
-def pack(
-    source: Path, out: Path, *, level: int, dictionary_kb: int, extra: dict[str, Any] | None = None
-) -> PackageReport:
-    """Write ``<name>.zst``, ``dictionary.zstd`` and ``package.json`` to the folder ``out``, then unpack and compare.
-
-    The dictionary is shared by all frames of a package; each frame is one chunk of 1 MiB, so that
-    the memory of unpacking is bounded.
+def pack(source: Path, out: Path, *, level: int, dictionary_kb: int) -> PackageReport:
+    """Write the package of ``source`` to the folder ``out``, then unpack it and compare.
 
     Raises:
         CogumiError: the file is empty.
     """
     if source.stat().st_size == 0:
         raise CogumiError(f"{source} is empty: there is nothing to pack", "write it again")
+    started = time.perf_counter()
     out.mkdir(parents=True, exist_ok=True)
-    dictionary = _train_dictionary(source, dictionary_kb * 1024)
-    (out / "dictionary.zstd").write_bytes(dictionary.as_bytes())
-    packed = out / f"{source.name}.zst"
-    frames = []
-    with packed.open("wb") as write:
-        for frame in _frames(_chunks(source), level, dictionary):
-            frames.append(len(frame))
-            write.write(frame)
-    manifest = {
-        "file": source.name,
-        "bytes": source.stat().st_size,
-        "sha256": file_sha256(source),
-        "chunk": CHUNK,
-        "frames": frames,
-        "dictionary_sha256": file_sha256(out / "dictionary.zstd"),
-        **(extra or {}),
-    }
-    (out / "package.json").write_text(json.dumps(manifest, indent=1, sort_keys=True))
+    for name in (MANIFEST, DICTIONARY):  # of a package that was there before
+        (out / name).unlink(missing_ok=True)
+    runs = file_layout(source)
+    dictionary, saves = _dictionary_that_pays(source, runs, level, dictionary_kb * 1024)
+    chunks = []
+    with (out / f"{source.name}.zst").open("wb") as write:
+        for run, frames in _packed(source, runs, level, dictionary):
+            chunks.append(Chunk(run.kind, run.bytes, tuple(map(len, frames))))
+            write.writelines(frames)
+    if dictionary:
+        (out / DICTIONARY).write_bytes(dictionary)
+    manifest = Manifest(
+        format=2,
+        file=source.name,
+        bytes=source.stat().st_size,
+        sha256=file_sha256(source),
+        dictionary_sha256=hashlib.sha256(dictionary).hexdigest() if dictionary else None,
+        chunks=tuple(chunks),
+    )
+    (out / MANIFEST).write_text(json.dumps(manifest.model_dump(), separators=(",", ":")))
+    packed_at = time.perf_counter()
     again = out / ".round-trip"
     try:
         unpack(out, again)
-        identical = file_sha256(again) == manifest["sha256"]
+        unpacked_at = time.perf_counter()
+        identical = file_sha256(again) == manifest.sha256
     finally:
         again.unlink(missing_ok=True)
-    before, after = source.stat().st_size, packed.stat().st_size
+    members = (out / name for name in (f"{source.name}.zst", MANIFEST, DICTIONARY))
+    after = sum(member.stat().st_size for member in members if member.is_file())
     return PackageReport(
-        file=packed.name,
-        bytes_before=before,
+        file=f"{source.name}.zst",
+        bytes_before=manifest.bytes,
         bytes_after=after,
-        ratio=after / before,
-        ratio_without_dictionary=zstd_ratio(source, level),
+        ratio=after / manifest.bytes,
+        ratio_zstd=zstd_ratio(source, level),
         level=level,
-        dictionary_bytes=(out / "dictionary.zstd").stat().st_size,
+        dictionary_bytes=len(dictionary),
+        dictionary_saves=saves,
+        pack_seconds=packed_at - started,
+        unpack_seconds=unpacked_at - packed_at,
         bit_identical=identical,
     )
 
 
 def zstd_ratio(source: Path, level: int) -> float:
-    """Compressed over plain bytes, chunk by chunk and without a dictionary."""
-    return sum(map(len, _frames(_chunks(source), level, None))) / max(1, source.stat().st_size)
+    """Compressed over plain bytes of the file as it is, in chunks of 1 MiB and without a dictionary."""
+    size = source.stat().st_size
+    runs = [Run(PLAIN, at, min(CHUNK_1, size - at)) for at in range(0, size, CHUNK_1)]
+    return _frame_bytes(_packed(source, runs, level, b"")) / max(1, size)
 
 
-def _chunks(source: Path) -> Iterator[bytes]:
+def file_layout(source: Path) -> list[Run]:
+    """The file's chunks, in order. What is no sound GGUF is plain from end to end."""
+    size = source.stat().st_size
+    runs: list[Run] = []
+    done = 0
+    for kind, start, length in _tensors(source):
+        if start < done or start + length > size:  # they overlap, or are cut off
+            return _cut(PLAIN, 0, size)
+        runs += [*_cut(PLAIN, done, start), *_cut(kind, start, start + length)]
+        done = start + length
+    return runs + _cut(PLAIN, done, size)
+
+
+def _tensors(source: Path) -> list[Run]:
+    """The tensors that become planes, in the order of the file; none where it is no GGUF."""
     with source.open("rb") as read:
-        while chunk := read.read(CHUNK):
-            yield chunk
+        if read.read(4) != b"GGUF":
+            return []
+    try:
+        found = [Run(t.tensor_type.name, int(t.data_offset), int(t.n_bytes)) for t in read_gguf(source).tensors]
+    except Exception:  # the reader raises whatever numpy and struct do
+        return []
+    return sorted((t for t in found if block_bytes(t.kind) and t.bytes >= SMALLEST_TENSOR), key=lambda t: t.start)
 
 
-def _frames(chunks: Iterable[bytes], level: int, dictionary: Any) -> Iterator[bytes]:
-    """Compressed frames in order, on all cores (zstd lets go of the interpreter lock)."""
+def _cut(kind: str, start: int, end: int) -> list[Run]:
+    """Chunks of whole blocks."""
+    block = 1 if kind == PLAIN else block_bytes(kind) or 1
+    step = max(1, CHUNK // block) * block
+    return [Run(kind, at, min(step, end - at)) for at in range(start, end, step)]
+
+
+def _packed(source: Path, runs: Iterable[Run], level: int, dictionary: bytes) -> Iterator[tuple[Run, list[bytes]]]:
+    """Each run with the frames of its planes. Plain runs are packed with the dictionary."""
     import zstandard
 
-    local = threading.local()
+    shared = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+    mine = threading.local()  # a compressor serves one thread
 
-    def compress(chunk: bytes) -> bytes:
-        if not hasattr(local, "compressor"):  # a compressor serves one thread
-            local.compressor = zstandard.ZstdCompressor(level=level, dict_data=dictionary, write_checksum=True)
-        frame: bytes = local.compressor.compress(chunk)
-        return frame
+    def frames(read: tuple[Run, bytes]) -> tuple[Run, list[bytes]]:
+        run, data = read
+        if not hasattr(mine, "plain"):
+            mine.plain = zstandard.ZstdCompressor(level=level, dict_data=shared)
+            mine.planes = zstandard.ZstdCompressor(compression_params=zstandard.ZstdCompressionParameters(**HUFFMAN))
+        if run.kind == PLAIN:
+            return run, [_smaller(mine.plain.compress(data), data)]
+        return run, [_smaller(mine.planes.compress(plane), plane) for plane in split(run.kind, data)]
 
-    workers = os.cpu_count() or 1
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[Future[bytes]] = deque()
-        for chunk in chunks:
-            waiting.append(pool.submit(compress, chunk))
-            if len(waiting) > 2 * workers:
+    with source.open("rb") as file:
+        yield from _in_order(frames, ((run, _read(file, run)) for run in runs))
+
+
+def _read(file: Any, run: Run) -> bytes:
+    file.seek(run.start)
+    data: bytes = file.read(run.bytes)
+    return data
+
+
+def _smaller(frame: bytes, plane: Any) -> bytes:
+    """A frame as long as its plane is the plane itself: that is how unpacking knows."""
+    return frame if len(frame) < len(plane) else bytes(plane)
+
+
+def _frame_bytes(packed: Iterable[tuple[Run, list[bytes]]]) -> int:
+    return sum(len(frame) for _, frames in packed for frame in frames)
+
+
+def _in_order(work: Callable[[Given], Made], items: Iterable[Given]) -> Iterator[Made]:
+    """Results in order, made by several threads (zstd and numpy let go of the interpreter lock), a few ahead."""
+    threads = min(MOST_THREADS, os.cpu_count() or 1)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[Future[Made]] = deque()
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > 2 * threads:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
 
 
-def _train_dictionary(source: Path, size: int) -> Any:
-    """Train on pieces spread over the file; small files give a smaller dictionary."""
+def _dictionary_that_pays(source: Path, runs: Sequence[Run], level: int, size: int) -> tuple[bytes, int]:
+    """(a dictionary for the plain runs, or nothing; bytes that it saves less its own)."""
+    plain = [run for run in runs if run.kind == PLAIN]
+    dictionary = _train_dictionary(source, plain, size)
+    saves = _frame_bytes(_packed(source, plain, level, b"")) - len(dictionary)
+    saves -= _frame_bytes(_packed(source, plain, level, dictionary))
+    return (dictionary if saves > 0 else b""), saves
+
+
+def _train_dictionary(source: Path, runs: Sequence[Run], size: int) -> bytes:
+    """Train on pieces spread over the runs; little data gives a smaller dictionary."""
     import zstandard
 
-    total = source.stat().st_size
-    piece = 4096
-    count = max(8, min(2000, 100 * size // piece, total // piece))
-    with source.open("rb") as read:
-        samples: list[bytes | bytearray | memoryview] = []
-        for index in range(count):
-            read.seek(index * max(1, total - piece) // count)
-            samples.append(read.read(piece))
+    piece, total = 4096, sum(run.bytes for run in runs)
+    step = max(piece, total // max(8, min(2000, 100 * size // piece)))
+    samples: list[bytes | bytearray | memoryview] = []
+    wanted = done = 0
+    with source.open("rb") as file:
+        for run in runs:
+            while wanted < done + run.bytes:
+                at = wanted - done
+                samples.append(_read(file, Run(PLAIN, run.start + at, min(piece, run.bytes - at))))
+                wanted += step
+            done += run.bytes
     try:
         if total < piece:  # zstd's trainer ends the process (a segmentation fault) on samples of a byte
             raise zstandard.ZstdError("too little to train on")
-        return zstandard.train_dictionary(min(size, max(1024, total // 10)), samples)
+        return zstandard.train_dictionary(min(size, max(1024, total // 10)), samples).as_bytes()
     except zstandard.ZstdError:  # too little or too random data: raw content serves as a dictionary
-        return zstandard.ZstdCompressionDict(b"".join(samples)[:size], dict_type=zstandard.DICT_TYPE_RAWCONTENT)
+        return b"".join(samples)[:size]
 
 
 def unpack(package: Path, out: Path) -> None:
-    """Unpack to ``out``, checking every length and the hash; nothing is left behind on failure.
+    """Unpack to ``out``, checking every size before memory or disk is taken, and the hash; nothing is left on failure.
 
     Raises:
-        CogumiError: a missing file, a truncated or altered frame, more bytes than declared, another hash.
+        CogumiError: a missing file, a truncated or altered frame, sizes that do not add up or that no model
+            has, too little room on the disk, another hash, a format that is not known.
     """
     import zstandard
 
-    try:
-        manifest = json.loads((package / "package.json").read_text())
-        dictionary = (package / "dictionary.zstd").read_bytes()
-        name, size, frames = str(manifest["file"]), int(manifest["bytes"]), [int(n) for n in manifest["frames"]]
-        sha256, dictionary_sha256 = manifest["sha256"], manifest["dictionary_sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CogumiError(f"{package} is not a package: {error}", "download it again") from error
     damaged = CogumiError(f"{package} is damaged: its contents are not what its manifest says", "download it again")
-    if Path(name).name != name or file_sha256(package / "dictionary.zstd") != dictionary_sha256:
+    manifest = read_manifest(package)
+    packed = package / f"{manifest.file}.zst"
+    if packed.name not in {entry.name for entry in package.iterdir()} or not packed.is_file():
+        raise damaged  # a path to somewhere else is none of these names
+    if packed.stat().st_size != sum(sum(chunk.frames) for chunk in manifest.chunks):
         raise damaged
-    decompressor = zstandard.ZstdDecompressor(dict_data=zstandard.ZstdCompressionDict(dictionary))
-    packed = package / f"{name}.zst"
-    if not packed.is_file() or packed.stat().st_size != sum(frames):
-        raise damaged
+    _require_room(manifest, packed.stat().st_size, out)
+    dictionary = _read_dictionary(package, manifest)
+    shared = zstandard.ZstdCompressionDict(dictionary) if dictionary else None
+    mine = threading.local()  # a decompressor serves one thread
+
+    def opened(frame: bytes, size: int) -> bytes:
+        if len(frame) == size:
+            return frame
+        # zstandard trusts the frame's own size over max_output_size: look at it first
+        if zstandard.get_frame_parameters(frame).content_size != size:
+            raise damaged
+        if not hasattr(mine, "decompressor"):
+            mine.decompressor = zstandard.ZstdDecompressor(dict_data=shared)
+        plane: bytes = mine.decompressor.decompress(frame, max_output_size=size)
+        if len(plane) != size:
+            raise damaged
+        return plane
+
+    def chunk_bytes(read: tuple[Chunk, list[bytes]]) -> Any:
+        chunk, frames = read
+        planes = [opened(frame, size) for frame, size in zip(frames, chunk.planes, strict=True)]
+        return planes[0] if chunk.kind == PLAIN else join(chunk.kind, planes, chunk.bytes)
+
     aside = out.with_name(f".{out.name}.part")
+    digest = hashlib.sha256()
     try:
-        written = 0
-        with packed.open("rb") as read, aside.open("wb") as write:
-            for length in frames:
-                frame = read.read(length)
-                expected = min(CHUNK, size - written)
-                # zstandard trusts the frame's own size over max_output_size: look at it first
-                if zstandard.get_frame_parameters(frame).content_size != expected:
-                    raise damaged
-                chunk = decompressor.decompress(frame, max_output_size=expected)
-                if len(chunk) != expected:
-                    raise damaged
-                written += len(chunk)
-                write.write(chunk)
-        if written != size or file_sha256(aside) != sha256:
+        with packed.open("rb") as file, aside.open("wb") as write:
+            read = ((chunk, [file.read(size) for size in chunk.frames]) for chunk in manifest.chunks)
+            for data in _in_order(chunk_bytes, read):
+                digest.update(data)
+                write.write(data)
+        if digest.hexdigest() != manifest.sha256:
             raise damaged
         aside.replace(out)
     except zstandard.ZstdError:
         raise damaged from None
     finally:
         aside.unlink(missing_ok=True)
+
+
+def read_manifest(package: Path) -> Manifest:
+    """The manifest, its sizes consistent with each other.
+
+    Raises:
+        CogumiError: there is none, it is not one, or of a format that is not known.
+    """
+    try:
+        path = package / MANIFEST
+        if path.stat().st_size > LARGEST_MEMBER:
+            raise ValueError("the manifest is too large")
+        text = path.read_bytes()
+        version = _Head.model_validate_json(text).format
+        if version > 2:
+            raise CogumiError(
+                f"{package} is a package of format {version}", "this version reads 1 and 2: update cogumi"
+            )
+        manifest = (
+            Manifest.model_validate_json(text) if version == 2 else _Manifest1.model_validate_json(text).as_format_2()
+        )
+        if sum(chunk.bytes for chunk in manifest.chunks) != manifest.bytes:
+            raise ValueError("the chunks do not make up the file")
+        for chunk in manifest.chunks:
+            planes = chunk.planes
+            if len(planes) != len(chunk.frames) or any(f > p for f, p in zip(chunk.frames, planes, strict=True)):
+                raise ValueError(f"a chunk of {chunk.bytes} bytes of {chunk.kind[:40]!r} cannot be")
+    except (OSError, ValueError) as error:
+        what = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+        raise CogumiError(f"{package} is not a package: {what}", "download it again") from error
+    return manifest
+
+
+def _require_room(manifest: Manifest, packed: int, out: Path) -> None:
+    if manifest.bytes > BOMB_BYTES and manifest.bytes > BOMB_RATIO * packed:
+        raise CogumiError(
+            f"{manifest.file} is packed to {packed:,} bytes and says that it holds {manifest.bytes:,}: no model does",
+            "do not trust where it came from",
+        )
+    free = shutil.disk_usage(out.parent).free
+    if manifest.bytes > free:
+        raise CogumiError(
+            f"{manifest.file} takes {manifest.bytes:,} bytes and {out.parent} has {free:,} free",
+            "make room, or unpack elsewhere",
+        )
+
+
+def _read_dictionary(package: Path, manifest: Manifest) -> bytes:
+    if manifest.dictionary_sha256 is None:
+        return b""
+    path = package / DICTIONARY
+    if not path.is_file() or path.stat().st_size > LARGEST_MEMBER or file_sha256(path) != manifest.dictionary_sha256:
+        raise CogumiError(f"{package} is damaged: {DICTIONARY} is not what its manifest says", "download it again")
+    return path.read_bytes()
