@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.gguf_file import read_gguf
 
 TOKENIZER_FILE = "tokenizer.json"
 GGUF_PREFIX = "cogumi."
@@ -105,12 +106,10 @@ def refuse_mismatch(name: str, adapter: Contract, base: Contract) -> None:
 
 def gguf_strings(path: Path, keys: tuple[str, ...]) -> dict[str, str]:
     """The string metadata of a GGUF file under ``keys``, those that exist. Raises CogumiError if it is no GGUF."""
-    from gguf import GGUFReader
-
     if not path.is_file():
         raise CogumiError(f"there is no file {path}", "materialize it first")
     try:
-        fields = GGUFReader(path).fields
+        fields = read_gguf(path).fields
         values = {key: fields[key].contents() for key in keys if key in fields}
     except Exception as error:  # the reader raises whatever numpy and struct do on a damaged file
         raise CogumiError(f"{path} is not a GGUF file that can be read: {error}", "export it again") from None
