@@ -1,8 +1,6 @@
 """Single stages on a user's own files. Each calls the function that the asset calls."""
 
 import json
-import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -142,27 +140,17 @@ def curate_command(
 
 
 def export_gguf_command(checkpoint: Path, out: Path, kind: str) -> None:
-    from cogumi_dagster.lib.compression.gguf_export import GENERAL_FILE_TYPES, quantize_gguf, write_gguf
+    from cogumi_dagster.lib.compression.gguf_export import export_gguf
 
-    if kind not in GENERAL_FILE_TYPES:
-        raise CogumiError(f"unknown quantization {kind!r}", nearest(kind, GENERAL_FILE_TYPES))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        f16 = Path(folder) / "f16.gguf"
-        write_gguf(checkpoint, f16)
-        report = quantize_gguf(f16, out, kind)
+    report = export_gguf(checkpoint, out, kind)
     console.print(f"{out}: {report.type}, {report.bytes / 1e6:.1f} MB, {report.bits_per_weight:.2f} bits a weight")
     console.print("tensor types: " + ", ".join(f"{name} {n / 1e6:.1f}M" for name, n in report.tensor_types.items()))
 
 
 def export_lora_command(adapter: Path, out: Path, base: Path) -> None:
-    from cogumi_dagster.lib.compression.gguf_export import export_lora
+    from cogumi_dagster.lib.compression.gguf_lora import export_own_lora
 
-    if not (adapter / "adapter_config.json").is_file():
-        raise CogumiError(
-            f"{adapter} is not a PEFT adapter: it has no adapter_config.json", "give the adapter's folder"
-        )
-    size = export_lora(adapter, out, base=base, contract={})
+    size = export_own_lora(adapter, out, base)
     console.print(f"{out}: {size / 1e6:.1f} MB")
 
 

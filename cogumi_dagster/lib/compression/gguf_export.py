@@ -1,9 +1,10 @@
-"""Write Llama checkpoints and LoRA adapters as GGUF, and quantize through llama.cpp."""
+"""Write Llama, Qwen2 and Qwen3 checkpoints as GGUF, and quantize through llama.cpp."""
 
 import ctypes
-import json
 import logging
+import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,20 +14,25 @@ from typing import Any
 import numpy as np
 
 from cogumi_dagster.lib.artifacts import file_sha256
-from cogumi_dagster.lib.compression.gguf_layout import gguf_name, heads_of, permute
+from cogumi_dagster.lib.compression.gguf_checkpoint import Checkpoint, card, checkpoint_sha256, open_checkpoint
+from cogumi_dagster.lib.compression.gguf_layout import ROPE_FACTORS, gguf_name, heads_of, permute
+from cogumi_dagster.lib.compression.gguf_rope import add_rope, rope_factors
+from cogumi_dagster.lib.compression.gguf_tokenizer import add_tokenizer
 from cogumi_dagster.lib.errors import CogumiError, nearest
-from cogumi_dagster.lib.training.tokenizer import pre_tokenizer_id
+from cogumi_dagster.lib.gguf_file import read_gguf
 
 log = logging.getLogger(__name__)
-
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""``tokenizer.ggml.token_type`` values of llama.cpp."""
 
 GENERAL_FILE_TYPES = {
     "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18,
     "IQ4_NL": 25, "BF16": 32,
 }  # fmt: skip
 """``llama_ftype`` of each quantization that this project writes (llama.cpp's include/llama.h)."""
+
+UNQUANTIZED = {"F32": 0, "F16": 1, "BF16": 32}
+"""``llama_ftype`` of what ``write_gguf`` writes."""
+
+LARGEST_F16 = 65504.0
 
 
 @dataclass(frozen=True)
@@ -42,129 +48,138 @@ class ExportReport:
     sha256: str
 
 
-def _config(checkpoint: Path) -> dict[str, Any]:
-    path = checkpoint / "config.json"
-    if not path.is_file():
-        raise CogumiError(f"{checkpoint} is not a checkpoint: it has no config.json", "give a Hugging Face folder")
-    config: dict[str, Any] = json.loads(path.read_text())
-    if config.get("model_type") != "llama":
-        raise CogumiError(
-            f"{checkpoint} is a {config.get('model_type')!r} checkpoint",
-            "only Llama-family checkpoints are exported yet",
-        )
-    if config.get("quantization_config"):
-        raise CogumiError(f"{checkpoint} is already quantized", "export its 16-bit parent instead")
-    return config
-
-
-def _tensors(checkpoint: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    from safetensors import safe_open
-
-    files = sorted(checkpoint.glob("*.safetensors"))
-    if not files:
-        raise CogumiError(f"{checkpoint} holds no safetensors file", "save the checkpoint with save_pretrained")
-    for path in files:
-        with safe_open(path, framework="pt") as tensors:
-            for name in tensors.keys():  # noqa: SIM118 (not a dict)
-                yield name, tensors.get_tensor(name).float().numpy()
-
-
 def write_gguf(checkpoint: Path, out: Path, *, type: str = "F16", provenance: Mapping[str, str] | None = None) -> None:
-    """Write a Llama checkpoint as an unquantized GGUF (``F16`` or ``F32``), tokenizer and template included.
+    """Write a checkpoint as an unquantized GGUF (``F16``, ``BF16`` or ``F32``), tokenizer and template included.
+
+    Weights pass through one tensor at a time. ``out`` appears when it is whole. ``provenance`` is stored under
+    ``cogumi.*``, beside the SHA-256 of ``tokenizer.json``. Norms and biases stay in float32, as llama.cpp wants them.
 
     Raises:
-        CogumiError: another architecture, a quantized checkpoint, missing tensors, NaN or infinite weights.
+        CogumiError: what ``open_checkpoint`` and ``add_tokenizer`` refuse; NaN, infinite or too large weights.
     """
-    import gguf
+    from gguf import GGUFWriter
+
+    if type not in UNQUANTIZED:
+        raise CogumiError(f"{type!r} is not an unquantized type", nearest(type, UNQUANTIZED))
+    source = open_checkpoint(checkpoint)
+    config = source.config
+    factors = rope_factors(config)
+    with written_aside(out) as path:
+        writer = GGUFWriter(path, config.model_type)
+        try:
+            _add_metadata(writer, source, type, provenance or {})
+            if factors is not None:
+                writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes)
+            for name, shape in source.shapes.items():
+                _announce(writer, gguf_name(name), shape, type)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors is not None:
+                writer.write_tensor_data(factors)
+            for name, tensor in source.tensors():
+                values = _stored(checkpoint, name, tensor, type)
+                heads = heads_of(config.model_type, name, config.num_attention_heads, config.num_key_value_heads)
+                writer.write_tensor_data(permute(values, heads) if heads else values)
+        finally:
+            writer.close()
+
+
+def _add_metadata(writer: Any, source: Checkpoint, type: str, provenance: Mapping[str, str]) -> None:
     from transformers import AutoTokenizer
 
-    config = _config(checkpoint)
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads", config["num_attention_heads"])
-    writer = gguf.GGUFWriter(out, "llama")
-    writer.add_name(config.get("_name_or_path") or "cogumi")
-    writer.add_file_type(GENERAL_FILE_TYPES.get(type, 0))
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(kv_heads)
-    writer.add_rope_dimension_count(config["hidden_size"] // heads)
-    rope = config.get("rope_parameters") or {}
-    writer.add_rope_freq_base(float(rope.get("rope_theta", config.get("rope_theta", 10000.0))))
-    if rope.get("rope_type", "default") != "default":
-        raise CogumiError(f"rope type {rope['rope_type']!r} is not exported yet", "use a checkpoint with default rope")
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(writer, tokenizer, config["vocab_size"])
-    for key, value in (provenance or {}).items():
+    config = source.config
+    writer.add_type("model")
+    for key, value in card(source.folder).items():
+        writer.add_string(key, value)
+    writer.add_file_type(UNQUANTIZED[type])
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_key_length(config.head_dim)
+    writer.add_value_length(config.head_dim)
+    add_rope(writer, config)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source.folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        problem = f"{source.folder} has no tokenizer that can be loaded: {str(error).splitlines()[0]}"
+        raise CogumiError(problem, "save the tokenizer beside the model") from error
+    add_tokenizer(writer, tokenizer, config.vocab_size)
+    if (source.folder / "tokenizer.json").is_file():
+        provenance = {"tokenizer_sha256": file_sha256(source.folder / "tokenizer.json"), **provenance}
+    for key, value in provenance.items():
         writer.add_string(f"cogumi.{key}", value)
-    seen = set()
-    for name, values in _tensors(checkpoint):
-        if name == "lm_head.weight" and config.get("tie_word_embeddings"):
-            continue
-        if not np.isfinite(values).all():
-            raise CogumiError(f"{checkpoint}: tensor {name} holds NaN or infinite values", "the training run is broken")
-        if type != "F32" and values.ndim > 1 and np.abs(values).max() > np.finfo(np.float16).max:
-            raise CogumiError(
-                f"{checkpoint}: tensor {name} holds values too large for F16", "the training run is broken"
-            )
-        heads_here = heads_of(name, heads, kv_heads)
-        values = permute(values, heads_here) if heads_here else values
-        seen.add(gguf_name(name))
-        wide = values.ndim == 1 or type == "F32"
-        writer.add_tensor(gguf_name(name), np.ascontiguousarray(values if wide else values.astype(np.float16)))
-    _require_all(checkpoint, seen, config)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
-def _require_all(checkpoint: Path, seen: set[str], config: dict[str, Any]) -> None:
-    blocks = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down", "attn_norm", "ffn_norm"]
-    wanted = {"token_embd.weight", "output_norm.weight"} | {
-        f"blk.{layer}.{block}.weight" for layer in range(config["num_hidden_layers"]) for block in blocks
-    }
-    if not config.get("tie_word_embeddings"):
-        wanted.add("output.weight")
-    missing = sorted(wanted - seen)
-    if missing:
-        raise CogumiError(f"{checkpoint} lacks {len(missing)} tensor(s), {missing[0]} first", "save it again, whole")
+def _announce(writer: Any, name: str, shape: tuple[int, ...], type: str) -> None:
+    """Name, shape and type of a tensor whose values are written later."""
+    from gguf import GGMLQuantizationType
+
+    kind = "F32" if len(shape) == 1 else type
+    size = math.prod(shape) * (4 if kind == "F32" else 2)
+    writer.add_tensor_info(name, shape, np.dtype(np.uint16), size, raw_dtype=GGMLQuantizationType[kind])
 
 
-def _add_tokenizer(writer: Any, tokenizer: Any, vocab_size: int) -> None:
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    added = {entry["id"]: entry for entry in state["added_tokens"]}
-    by_id = {token_id: token for token, token_id in tokenizer.get_vocab().items()}
-    tokens, types = [], []
-    for token_id in range(vocab_size):
-        token = by_id.get(token_id)
-        if token is None:
-            tokens.append(f"[PAD{token_id}]")
-            types.append(UNUSED)
-        else:
-            tokens.append(token)
-            entry = added.get(token_id)
-            types.append(NORMAL if entry is None else CONTROL if entry["special"] else USER_DEFINED)
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in state["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer_id(tokenizer))
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(merges)
-    for name in ("bos", "eos", "unk", "pad"):
-        token_id = getattr(tokenizer, f"{name}_token_id")
-        if token_id is not None:
-            getattr(writer, f"add_{name}_token_id")(token_id)
-    writer.add_add_bos_token(False)
-    if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+def _stored(checkpoint: Path, name: str, tensor: Any, type: str) -> np.ndarray[Any, Any]:
+    """The values of a tensor as the file holds them; those of BF16 as the uint16 that they are."""
+    import torch
+
+    least, greatest = (float(value) for value in torch.aminmax(tensor))  # NaN goes through to both
+    if not math.isfinite(least + greatest):
+        raise CogumiError(f"{checkpoint}: tensor {name} holds NaN or infinite values", "the training run is broken")
+    if tensor.ndim == 1 or type == "F32":
+        return tensor.float().numpy()
+    if type == "BF16":
+        return tensor.bfloat16().view(torch.uint16).numpy()
+    if max(-least, greatest) > LARGEST_F16:
+        raise CogumiError(
+            f"{checkpoint}: tensor {name} holds values too large for F16", "export it as BF16 if they are meant"
+        )
+    return tensor.half().numpy()
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A path beside ``out`` to write to. It becomes ``out`` when the block ends well; otherwise nothing is left."""
+    aside = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        yield aside
+        os.replace(aside, out)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def export_gguf(checkpoint: Path, out: Path, type: str) -> ExportReport:
+    """Write a checkpoint as ``out``, quantized to ``type`` by llama.cpp's own mix, with the hash of its weights.
+
+    The file that is quantized holds the weights as the checkpoint does (bfloat16 as BF16), so nothing is rounded
+    twice; it is beside ``out`` while the export lasts.
+
+    Raises:
+        CogumiError: an unknown type, or what ``write_gguf`` and ``quantize_gguf`` refuse.
+    """
+    known = GENERAL_FILE_TYPES | UNQUANTIZED
+    if type not in known:
+        raise CogumiError(f"unknown quantization {type!r}", nearest(type, known))
+    source = open_checkpoint(checkpoint)
+    provenance = {"parent_sha256": checkpoint_sha256(checkpoint)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if type in UNQUANTIZED:
+        write_gguf(checkpoint, out, type=type, provenance=provenance)
+        return describe_gguf(out, type)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        whole = Path(folder) / "whole.gguf"
+        write_gguf(checkpoint, whole, type=source.dtype, provenance=provenance)
+        return quantize_gguf(whole, out, type)
 
 
 def quantize_gguf(source: Path, out: Path, type: str, *, threads: int | None = None) -> ExportReport:
-    """Quantize an F16 GGUF with llama.cpp's own mix for ``type``.
+    """Quantize an unquantized GGUF with llama.cpp's own mix for ``type``.
 
     Raises:
         CogumiError: an unknown type, or llama.cpp refused the file.
@@ -176,19 +191,18 @@ def quantize_gguf(source: Path, out: Path, type: str, *, threads: int | None = N
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads or os.cpu_count() or 1
     params.ftype = GENERAL_FILE_TYPES[type]
-    with quiet_llama():
-        status = llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), ctypes.byref(params))
-    if status != 0 or not out.is_file():
-        raise CogumiError(f"llama.cpp could not quantize {source} to {type} (status {status})", "see the log above")
+    with written_aside(out) as path:
+        with quiet_llama():
+            status = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
+        if status != 0 or not path.is_file():
+            raise CogumiError(f"llama.cpp could not quantize {source} to {type} (status {status})", "see the log above")
     return describe_gguf(out, type)
 
 
 def describe_gguf(path: Path, type: str) -> ExportReport:
     """Bytes, bits a weight and tensor types of a GGUF."""
-    from gguf import GGUFReader
-
     kinds: dict[str, int] = {}
-    for tensor in GGUFReader(path).tensors:
+    for tensor in read_gguf(path).tensors:
         kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
     parameters, size = sum(kinds.values()), path.stat().st_size
     return ExportReport(type, size, parameters, 8 * size / parameters, kinds, file_sha256(path))
@@ -212,62 +226,3 @@ def quiet_llama() -> Iterator[None]:
 
 
 _KEEP: list[Any] = []
-
-
-def export_lora(adapter: Path, out: Path, *, base: Path, contract: Mapping[str, str]) -> int:
-    """Write a PEFT LoRA adapter as a GGUF adapter for the base checkpoint; return its bytes.
-
-    ``contract`` (hashes of base, tokenizer, template) is stored under ``cogumi.*`` in the metadata.
-
-    Raises:
-        CogumiError: DoRA, rsLoRA, modules_to_save or biases, which GGUF adapters cannot express.
-    """
-    import gguf
-    from safetensors.numpy import load_file
-
-    config = json.loads((adapter / "adapter_config.json").read_text())
-    for key, what in (("use_dora", "DoRA"), ("use_rslora", "rsLoRA"), ("modules_to_save", "modules_to_save")):
-        if config.get(key):
-            raise CogumiError(f"{adapter} uses {what}, which a GGUF adapter cannot express", "train a plain LoRA")
-    if config.get("bias", "none") != "none":
-        raise CogumiError(f"{adapter} trains biases, which a GGUF adapter cannot express", "train with bias='none'")
-    base_config = _config(base)
-    heads = base_config["num_attention_heads"]
-    kv_heads = base_config.get("num_key_value_heads", heads)
-    writer = gguf.GGUFWriter(out, "llama")
-    writer.add_string("general.type", "adapter")
-    writer.add_string("adapter.type", "lora")
-    writer.add_float32("adapter.lora.alpha", float(config["lora_alpha"]))
-    for key, value in contract.items():
-        writer.add_string(f"cogumi.{key}", value)
-    for name, values in _scaled(load_file(adapter / "adapter_model.safetensors"), config):
-        module, _, side = name.removeprefix("base_model.model.").rpartition(".lora_")
-        heads_here = heads_of(f"{module}.weight", heads, kv_heads)
-        if side == "b" and heads_here:
-            values = permute(values, heads_here)
-        writer.add_tensor(f"{gguf_name(f'{module}.weight')}.lora_{side}", np.ascontiguousarray(values))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return out.stat().st_size
-
-
-def _scaled(
-    tensors: dict[str, np.ndarray[Any, Any]], config: dict[str, Any]
-) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    """(module.lora_a|b, float32 values): llama.cpp scales by alpha / rank with one alpha for all
-    modules; a module with an alpha of its own (``alpha_pattern``) has the ratio folded into its B."""
-    patterns = config.get("alpha_pattern") or {}
-    for name, values in sorted(tensors.items()):
-        values = values.astype(np.float32)
-        for ending, side in ((".lora_A.weight", "a"), (".lora_B.weight", "b")):
-            if name.endswith(ending):
-                module = name.removesuffix(ending)
-                own = next((alpha for key, alpha in patterns.items() if module.endswith(key)), None)
-                if side == "b" and own is not None:
-                    values = values * (own / config["lora_alpha"])
-                yield f"{module}.lora_{side}", values
-                break
-        else:
-            raise CogumiError(f"adapter tensor {name!r} is not a LoRA matrix", "train a plain LoRA")

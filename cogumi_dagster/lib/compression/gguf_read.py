@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from cogumi_dagster.lib.compression.gguf_layout import heads_of, hf_name, llama_config, unpermute
+from cogumi_dagster.lib.compression.gguf_layout import ARCHITECTURES, ROPE_FACTORS, heads_of, hf_name, unpermute
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.gguf_file import read_gguf
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,10 @@ def open_gguf(path: Path) -> GgufFile:
     Raises:
         CogumiError: no such file, or not a sound GGUF.
     """
-    from gguf import GGUFReader
-
     if not path.is_file():
         raise CogumiError(f"there is no file {path}", "check the path")
     try:
-        reader = GGUFReader(path)
+        reader = read_gguf(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
     except Exception as error:
         raise CogumiError(f"{path} is not a sound GGUF file: {error}", "download or export it again") from error
@@ -48,14 +47,22 @@ def open_gguf(path: Path) -> GgufFile:
 
 
 def hf_state_dict(file: GgufFile) -> dict[str, np.ndarray[Any, Any]]:
-    """All tensors under their Hugging Face names, dequantized to float32, heads in Hugging Face order."""
-    config = llama_config(file.metadata)
+    """All tensors under their Hugging Face names, dequantized to float32, heads in Hugging Face order.
+
+    Raises:
+        CogumiError: another architecture than Llama, Qwen2 or Qwen3.
+    """
+    architecture = file.metadata.get("general.architecture")
+    if architecture not in ARCHITECTURES:
+        raise CogumiError(f"{file.path} is a {architecture!r} model", f"only {', '.join(ARCHITECTURES)} are read")
+    heads = file.metadata[f"{architecture}.attention.head_count"]
+    kv_heads = file.metadata.get(f"{architecture}.attention.head_count_kv", heads)
     state = {}
     for name, _, values in file.tensors():
-        if name == "rope_freqs.weight":
+        if name == ROPE_FACTORS:
             continue
-        heads = heads_of(f".{name}", config["num_attention_heads"], config["num_key_value_heads"])
-        state[hf_name(name)] = unpermute(values, heads) if heads else values
+        rotated = heads_of(architecture, name, heads, kv_heads)
+        state[hf_name(name)] = unpermute(values, rotated) if rotated else values
     return state
 
 
@@ -65,14 +72,14 @@ def dequantize_checkpoint(gguf: Path, tokenizer_from: Path, out: Path) -> None:
     ``tokenizer_from`` is the checkpoint whose tokenizer and configuration the GGUF was exported with.
     """
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     state = hf_state_dict(open_gguf(gguf))
-    config = LlamaConfig.from_pretrained(tokenizer_from)
+    config = AutoConfig.from_pretrained(tokenizer_from, local_files_only=True)
     config.dtype = torch.float32
     config.tie_word_embeddings = "lm_head.weight" not in state
     with torch.device("meta"):
-        model = LlamaForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     tensors = {name: torch.from_numpy(np.ascontiguousarray(values)) for name, values in state.items()}
     if config.tie_word_embeddings:
         tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.compression.gguf_export import export_lora
+from cogumi_dagster.lib.compression.gguf_lora import export_lora
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.errors import CogumiError

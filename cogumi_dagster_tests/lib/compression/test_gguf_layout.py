@@ -5,13 +5,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cogumi_dagster.lib.compression.gguf_layout import gguf_name, heads_of, hf_name, llama_config, permute, unpermute
+from cogumi_dagster.lib.compression.gguf_layout import (
+    ARCHITECTURES,
+    gguf_name,
+    heads_of,
+    hf_name,
+    llama_config,
+    permute,
+    tensor_shapes,
+    unpermute,
+)
 from cogumi_dagster.lib.errors import CogumiError
 
 NAMES = [
     "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "model.layers.0.self_attn.q_proj.weight",
     "model.layers.11.self_attn.o_proj.weight", "model.layers.3.mlp.down_proj.weight",
     "model.layers.3.input_layernorm.weight", "model.layers.3.post_attention_layernorm.weight",
+    "model.layers.7.self_attn.q_proj.bias", "model.layers.7.self_attn.k_norm.weight",
 ]  # fmt: skip
 
 
@@ -37,23 +47,52 @@ def test_names_go_both_ways(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["model.layers.0.self_attn.q_proj.bias", "transformer.h.0.attn", "model.layers.0.mlp.experts.weight", "x"]
+    "name",
+    [
+        "model.layers.0.self_attn.q_proj.scale",
+        "transformer.h.0.attn",
+        "model.layers.0.mlp.experts.weight",
+        "x",
+        "a.weight",
+    ],
 )
-def test_a_tensor_that_no_llama_has_is_refused(name: str) -> None:
-    with pytest.raises(CogumiError, match="not part of a Llama checkpoint"):
+def test_a_tensor_that_none_has_is_refused(name: str) -> None:
+    with pytest.raises(CogumiError, match="not part of a Llama, Qwen2 or Qwen3 checkpoint"):
         gguf_name(name)
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_qkv.weight", "v.patch_embd.weight.x", "blk.0.ffn_gate_inp.weight"])
-def test_a_gguf_tensor_that_no_llama_has_is_refused(name: str) -> None:
-    with pytest.raises(CogumiError, match="not one of a Llama model"):
+def test_a_gguf_tensor_that_none_has_is_refused(name: str) -> None:
+    with pytest.raises(CogumiError, match="not one of a Llama, Qwen2 or Qwen3 model"):
         hf_name(name)
 
 
-def test_only_queries_and_keys_are_permuted() -> None:
-    for name, wanted in (("q_proj", 8), ("k_proj", 2), ("v_proj", None), ("o_proj", None)):
-        hugging_face = f"model.layers.0.self_attn.{name}.weight"
-        assert heads_of(hugging_face, 8, 2) == heads_of(gguf_name(hugging_face), 8, 2) == wanted
+def test_only_queries_and_keys_of_a_llama_are_permuted() -> None:
+    for name, wanted in (("q_proj", 8), ("k_proj", 2), ("v_proj", None), ("o_proj", None), ("q_norm", None)):
+        for suffix in ("weight", "bias"):
+            hugging_face = f"model.layers.0.self_attn.{name}.{suffix}"
+            gguf = gguf_name(hugging_face)
+            assert heads_of("llama", hugging_face, 8, 2) == heads_of("llama", gguf, 8, 2) == wanted
+            assert heads_of("qwen2", hugging_face, 8, 2) is heads_of("qwen3", gguf, 8, 2) is None
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_shapes_are_those_of_transformers(architecture: str, tied: bool) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        architecture, hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=50, tie_word_embeddings=tied,
+    )  # fmt: skip
+    with torch.device("meta"):
+        wanted = {
+            name: tuple(tensor.shape) for name, tensor in AutoModelForCausalLM.from_config(config).named_parameters()
+        }
+    if architecture == "qwen2":
+        config.head_dim = 8
+    assert tensor_shapes(config) == wanted
 
 
 def test_the_configuration_is_read_from_the_metadata() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cogumi_dagster.lib.compression.gguf_export import export_lora
+from cogumi_dagster.lib.compression.gguf_lora import export_lora
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.inference.base import Message
 from cogumi_dagster.lib.inference.llama import LlamaEngine
