@@ -39,7 +39,7 @@ CHECKS = {
     "trimmed_student": "ids_remapped! perplexity_kept",
     "base_adapter": "supervised! loss_fell validation_improved",
     "base_checkpoint": "merged_equals_adapter! greedy_agreement",
-    "pruned_checkpoint": "sparsity_as_asked perplexity",
+    "pruned_checkpoint": "sparsity_as_asked masks_kept! perplexity",
     "recovered_checkpoint": "mask_intact! perplexity_recovered",
     "awq_checkpoint": "logits_equal! scales_applied",
     "w4a16_checkpoint": "perplexity",

@@ -12,8 +12,8 @@ from cogumi_dagster.lib.compression.gguf_model import (
     export_model,
     measure_frontier,
 )  # fmt: skip
+from cogumi_dagster.lib.compression.gradual import PruningReport, prune
 from cogumi_dagster.lib.compression.package import PackageReport, pack
-from cogumi_dagster.lib.compression.prune import PruningReport, prune
 from cogumi_dagster.lib.compression.recover import RecoveryReport, recover
 from cogumi_dagster.lib.curation.dataset import training_pairs
 from cogumi_dagster.lib.evaluation.gguf_logits import held_out_pairs
@@ -32,22 +32,30 @@ def _held_out(step: Step) -> list[Pair]:
 @artifact(
     group="compression",
     kinds={"pytorch", "safetensors"},
-    config=("compression.pruning", "compression.perplexity_tokens"),
+    config=("compression.pruning", "compression.perplexity_tokens", "compute.device"),
     deps=[base_checkpoint, distillation_dataset],
     claims=checks.PRUNED_CHECKPOINT,
     pool="gpu",
 )
 def pruned_checkpoint(step: Step) -> PruningReport:
-    """The base with its least useful weights at zero, by layer class, through llm-compressor."""
+    """The base with its least useful weights at zero, by layer class; over a schedule, trained between its steps."""
     return prune(
-        step.path("base_checkpoint"), _train(step), _held_out(step), step.out, step.profile.compression.pruning
+        step.path("base_checkpoint"),
+        _train(step),
+        _held_out(step),
+        step.out,
+        step.profile.compression.pruning,
+        scratch=step.scratch,
+        device=step.compute.device,
+        seed=step.profile.seed,
+        progress=step.progress,
     )
 
 
 @artifact(
     group="compression",
     kinds={"pytorch", "safetensors"},
-    config=("compression.recovery", "compression.perplexity_tokens"),
+    config=("compression.recovery", "compression.perplexity_tokens", "compute.device"),
     deps=[pruned_checkpoint, base_checkpoint, distillation_dataset],
     claims=checks.RECOVERED_CHECKPOINT,
     pool="gpu",
@@ -61,6 +69,7 @@ def recovered_checkpoint(step: Step) -> RecoveryReport:
         _held_out(step),
         step.out,
         step.profile.compression.recovery,
+        device=step.compute.device,
         seed=step.profile.seed,
         progress=step.progress,
     )
@@ -91,7 +100,9 @@ def awq_checkpoint(step: Step) -> AwqReport:
 )
 def w4a16_checkpoint(step: Step) -> W4A16Report:
     """4-bit weights in compressed-tensors form, for vLLM and transformers."""
-    return export_w4a16(step.path("awq_checkpoint"), _held_out(step), step.out, step.profile.compression.awq)
+    return export_w4a16(
+        step.path("awq_checkpoint"), _train(step), _held_out(step), step.out, step.profile.compression.awq
+    )
 
 
 @artifact(

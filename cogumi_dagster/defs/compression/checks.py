@@ -4,6 +4,7 @@ from cogumi_dagster.defs.claims import Claim, ratio
 
 PRUNED_CHECKPOINT = (
     Claim("sparsity_as_asked", "sparsity_missing", "largest shortfall of a layer class from its target", at_most=0.01),
+    Claim("masks_kept", "masks_intact", "what a step zeroed is zero after every later one", at_least=1.0, blocking=True),
     Claim("perplexity", ratio("perplexity_after", "perplexity_before"), "perplexity after over before, without recovery", at_most="perplexity_ratio"),
 )  # fmt: skip
 RECOVERED_CHECKPOINT = (

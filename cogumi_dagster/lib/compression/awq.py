@@ -4,12 +4,21 @@ The folded checkpoint computes the same function as its parent; it only quantize
 parent of both exports: GGUF and W4A16.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.compression.compressor import calibration_set, quiet_compressor, require_group_size, run_oneshot
+from cogumi_dagster.lib.compression.autoawq import AUTOAWQ_GRID, search_autoawq
+from cogumi_dagster.lib.compression.compressor import (
+    Calibration,
+    calibration_set,
+    load_sound,
+    quiet_compressor,
+    require_group_size,
+    run_oneshot,
+)  # fmt: skip
 from cogumi_dagster.lib.profile import AwqConfig
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.merge import ParityReport, answer_logits, parity, perplexity_of
@@ -18,21 +27,33 @@ from cogumi_dagster.lib.training.student import copy_tokenizer, load_checkpoint
 
 @dataclass(frozen=True)
 class AwqReport:
-    """How far folding moved the logits (rounding to bfloat16), and how many layers were scaled."""
+    """How far folding moved the logits (rounding to bfloat16), and how many layers were scaled.
+
+    ``calibration_tokens``: by group (domain) of the examples. ``search_seconds``: of the scale search alone.
+    """
 
     engine: str
     calibration_samples: int
+    calibration_tokens: dict[str, int]
     grid: int
     scaled_layers: int
+    search_seconds: float
     parity: ParityReport
 
 
 @dataclass(frozen=True)
 class W4A16Report:
+    """The 4-bit export, loaded back by transformers and measured on the held-out answers."""
+
     bytes: int
     group_size: int
+    symmetric: bool
+    observer: str
+    rounding: str
+    calibration_samples: int
     perplexity_parent: float
     perplexity: float
+    perplexity_ratio: float
     perplexity_tokens: int
 
 
@@ -43,15 +64,20 @@ def fold_awq_scales(
     """Search the scales, fold them, save in bfloat16, and compare the saved file's logits with the parent's.
 
     Raises:
-        CogumiError: a group size that does not divide the columns, or too little calibration text.
+        CogumiError: an unsound checkpoint, a group size that does not divide the columns, or too little
+            calibration text.
     """
-    require_group_size(checkpoint, config.group_size)
-    model, tokenizer = load_checkpoint(checkpoint, "float32")
+    model, tokenizer = load_sound(checkpoint)
+    require_group_size(model, config.group_size)
+    data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)
     before = answer_logits(model, tokenizer, held_out, 1024)
     norms = {name: p.detach().clone() for name, p in model.named_parameters() if "layernorm" in name}
-    data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)
-    search = _search_autoawq if config.engine == "autoawq" else _search_llmcompressor
-    model = search(model, tokenizer, data, config, checkpoint)
+    started = time.perf_counter()
+    if config.engine == "autoawq":
+        search_autoawq(model, tokenizer, data, config)
+    else:
+        _search_llmcompressor(model, data, config)
+    seconds = time.perf_counter() - started
     state = {name: value.bfloat16() for name, value in model.state_dict().items() if _is_weight(name)}
     scaled = sum(1 for name, value in norms.items() if not value.equal(state[name].float()))
     parent, _ = load_checkpoint(checkpoint, "bfloat16")
@@ -60,7 +86,15 @@ def fold_awq_scales(
     copy_tokenizer(checkpoint, out)
     folded, _ = load_checkpoint(out, "float32")
     after = answer_logits(folded, tokenizer, held_out, 1024)
-    return AwqReport(config.engine, len(data), config.grid, scaled, parity(before, after))
+    return AwqReport(
+        engine=config.engine,
+        calibration_samples=len(data),
+        calibration_tokens=dict(data.tokens_by_group),
+        grid=AUTOAWQ_GRID if config.engine == "autoawq" else config.grid,
+        scaled_layers=scaled,
+        search_seconds=seconds,
+        parity=parity(before, after),
+    )
 
 
 def _is_weight(name: str) -> bool:
@@ -68,52 +102,74 @@ def _is_weight(name: str) -> bool:
     return name.endswith(".weight")
 
 
-def _w4a16(group_size: int) -> Any:
+def _scheme(config: AwqConfig, observer: str) -> dict[str, Any]:
+    """4-bit groups for every linear layer but the head, as arguments of llm-compressor's modifiers."""
     from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
-    from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    weights = QuantizationArgs(num_bits=4, type="int", symmetric=False, strategy="group", group_size=group_size)
-    return QuantizationModifier(
-        config_groups={"linear": QuantizationScheme(targets=["Linear"], weights=weights)}, ignore=["lm_head"]
+    weights = QuantizationArgs(
+        num_bits=config.bits,
+        type="int",
+        symmetric=config.symmetric,
+        strategy="group",
+        group_size=config.group_size,
+        observer=f"memoryless_{observer}",
     )
+    return {
+        "config_groups": {"linear": QuantizationScheme(targets=["Linear"], weights=weights)},
+        "ignore": ["re:.*lm_head"],
+    }
 
 
-def _search_llmcompressor(model: Any, tokenizer: Any, data: Any, config: AwqConfig, checkpoint: Path) -> Any:
+def _search_llmcompressor(model: Any, data: Calibration, config: AwqConfig) -> None:
+    """Scales that are best for min-max groups: an mse observer inside the search costs its own grid at each point."""
+    from llmcompressor.modifiers.quantization import QuantizationModifier
     from llmcompressor.modifiers.transform.awq import AWQModifier
 
-    run_oneshot(model, [AWQModifier(n_grid=config.grid), _w4a16(config.group_size)], data, len(data))
-    return model
-
-
-def _search_autoawq(model: Any, tokenizer: Any, data: Any, config: AwqConfig, checkpoint: Path) -> Any:
-    """AutoAWQ applies the scales and leaves the weights unquantized with ``export_compatible``."""
-    from awq import AutoAWQForCausalLM
-
-    quantizer = AutoAWQForCausalLM.from_pretrained(str(checkpoint), device_map="cpu", safetensors=True)
-    quantizer.quantize(
-        tokenizer,
-        quant_config={"zero_point": True, "q_group_size": config.group_size, "w_bit": config.bits, "version": "GEMM"},
-        calib_data=[tokenizer.decode(ids) for ids in data["input_ids"]],
-        max_calib_samples=len(data),
-        max_calib_seq_len=config.calibration_tokens,
-        export_compatible=True,
-    )
-    return quantizer.model.float()
+    recipe = [AWQModifier(n_grid=config.grid), QuantizationModifier(**_scheme(config, "minmax"))]
+    run_oneshot(model, recipe, data)
 
 
 @quiet_compressor()
-def export_w4a16(folded: Path, held_out: Sequence[Pair], out: Path, config: AwqConfig) -> W4A16Report:
-    """Quantize the folded checkpoint to 4-bit groups in compressed-tensors form, and load it back."""
-    require_group_size(folded, config.group_size)
-    model, tokenizer = load_checkpoint(folded, "float32")
+def export_w4a16(
+    folded: Path, calibration: Sequence[Pair], held_out: Sequence[Pair], out: Path, config: AwqConfig
+) -> W4A16Report:
+    """Quantize the folded checkpoint to 4-bit groups in compressed-tensors form, and load it back.
+
+    Raises:
+        CogumiError: an unsound checkpoint, a group size that does not divide the columns, or too little
+            calibration text for ``rounding: gptq``.
+    """
+    from llmcompressor.modifiers.gptq import GPTQModifier
+    from llmcompressor.modifiers.quantization import QuantizationModifier
+
+    model, tokenizer = load_sound(folded)
+    require_group_size(model, config.group_size)
     reference, tokens = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
-    run_oneshot(model.bfloat16(), [_w4a16(config.group_size)])
+    scheme = _scheme(config, config.observer)
+    data = None
+    if config.rounding == "gptq":
+        data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)
+        run_oneshot(model, [GPTQModifier(**scheme)], data)
+        model = model.bfloat16()
+    else:
+        model = model.bfloat16()
+        run_oneshot(model, [QuantizationModifier(**scheme)])
     model.save_pretrained(out, save_compressed=True)
     copy_tokenizer(folded, out)
     loaded = _load_decompressed(out)
     perplexity, _ = perplexity_of(answer_logits(loaded, tokenizer, held_out, 1024))
-    size = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    return W4A16Report(size, config.group_size, reference, perplexity, tokens)
+    return W4A16Report(
+        bytes=sum(path.stat().st_size for path in out.glob("*.safetensors")),
+        group_size=config.group_size,
+        symmetric=config.symmetric,
+        observer=config.observer,
+        rounding=config.rounding,
+        calibration_samples=len(data) if data else 0,
+        perplexity_parent=reference,
+        perplexity=perplexity,
+        perplexity_ratio=perplexity / reference,
+        perplexity_tokens=tokens,
+    )
 
 
 def _load_decompressed(folder: Path) -> Any:

@@ -1,10 +1,11 @@
-"""llm-compressor, made to run on a machine without an accelerator."""
+"""llm-compressor, made to run on a machine without an accelerator, and what every step asks of its input."""
 
 import contextlib
 import io
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,19 @@ from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 log = logging.getLogger(__name__)
 
 MIN_CALIBRATION_SAMPLES = 2
+BATCH = 8
+"""Calibration samples of one forward pass: small passes leave most of a CPU idle."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Sequences of equal length. ``data`` is a ``datasets.Dataset``; ``tokens_by_group`` says what they are of."""
+
+    data: Any
+    tokens_by_group: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return len(self.data)
 
 
 @contextlib.contextmanager
@@ -41,26 +55,77 @@ def quiet_compressor() -> Iterator[None]:
         log.debug("llm-compressor: %s", chatter.getvalue())
 
 
-def run_oneshot(model: Any, recipe: list[Any], calibration: Any | None = None, samples: int = 0) -> None:
+def run_oneshot(model: Any, recipe: list[Any], calibration: Calibration | None = None) -> None:
     """Apply a recipe to ``model`` in place, layer by layer where it needs calibration data."""
     from llmcompressor import oneshot
 
     arguments: dict[str, Any] = {"pipeline": "datafree"}
     if calibration is not None:
-        arguments = {"dataset": calibration, "num_calibration_samples": samples, "pipeline": "sequential"}
+        arguments = {
+            "dataset": calibration.data,
+            "num_calibration_samples": len(calibration),
+            "batch_size": min(BATCH, len(calibration)),
+            "shuffle_calibration_samples": False,
+            "pipeline": "sequential",
+        }
     oneshot(model=model, recipe=recipe, **arguments)
 
 
-def calibration_set(tokenizer: Any, pairs: Sequence[Pair], samples: int, tokens: int) -> Any:
-    """A ``datasets.Dataset`` of ``samples`` sequences of exactly ``tokens`` ids: chat examples, end to end.
+def load_sound(checkpoint: Path) -> tuple[Any, Any]:
+    """(model in float32 and eval mode, tokenizer), every tensor there and finite.
+
+    transformers draws a missing tensor at random and goes on; scales and masks found on such weights would be
+    worth nothing.
+
+    Raises:
+        CogumiError: no checkpoint, a damaged file, missing tensors, NaN or infinite weights.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if not (checkpoint / "config.json").is_file():
+        raise CogumiError(f"{checkpoint} is not a checkpoint: it has no config.json", "give a Hugging Face folder")
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            checkpoint, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise CogumiError(f"{checkpoint} cannot be loaded: {reason}", "save the checkpoint again, whole") from error
+    missing = sorted(found["missing_keys"])
+    if missing:
+        raise CogumiError(f"{checkpoint} lacks {len(missing)} tensor(s), {missing[0]} first", "save it again, whole")
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise CogumiError(
+                f"{checkpoint}: tensor {name} holds NaN or infinite values", "the run that wrote it is broken"
+            )
+    return model.eval(), tokenizer
+
+
+def calibration_set(tokenizer: Any, pairs: Sequence[Pair], samples: int, tokens: int) -> Calibration:
+    """``samples`` sequences of exactly ``tokens`` ids: chat examples end to end, their groups (domains) in equal parts.
+
+    The next example is always of the group that has given the fewest tokens yet, so a sample mixes domains and a
+    domain of long answers does not crowd out the others.
 
     Raises:
         CogumiError: there is not enough text for even ``MIN_CALIBRATION_SAMPLES`` samples.
     """
     from datasets import Dataset
 
-    encoded, _ = encode_pairs(tokenizer, pairs, 1 << 30)
-    stream = [token for item in encoded for token in item.ids]
+    waiting: dict[str, list[Pair]] = {}
+    for pair in reversed(pairs):  # each group's first example comes off its end first
+        waiting.setdefault(pair.group, []).append(pair)
+    given = dict.fromkeys(sorted(waiting), 0)
+    stream: list[int] = []
+    while len(stream) < samples * tokens and any(waiting.values()):
+        group = min((name for name in given if waiting[name]), key=lambda name: (given[name], name))
+        encoded, _ = encode_pairs(tokenizer, [waiting[group].pop()], 1 << 30)
+        given[group] += len(encoded[0].ids)
+        stream += encoded[0].ids
     rows = [stream[i * tokens : (i + 1) * tokens] for i in range(min(samples, len(stream) // tokens))]
     if len(rows) < MIN_CALIBRATION_SAMPLES:
         raise CogumiError(
@@ -69,22 +134,23 @@ def calibration_set(tokenizer: Any, pairs: Sequence[Pair], samples: int, tokens:
         )
     if len(rows) < samples:
         log.warning("only %d of %d calibration samples: the dataset has %d tokens", len(rows), samples, len(stream))
-    return Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * tokens for _ in rows]})
+    data = Dataset.from_dict({"input_ids": rows, "attention_mask": [[1] * tokens for _ in rows]})
+    return Calibration(data, given)
 
 
-def require_group_size(checkpoint: Path, group_size: int) -> None:
+def require_group_size(model: Any, group_size: int) -> None:
     """Refuse a group size that does not divide the columns of every linear layer."""
-    import json
+    import torch
 
-    config = json.loads((checkpoint / "config.json").read_text())
-    for name in ("hidden_size", "intermediate_size"):
-        if config[name] % group_size:
-            fits = [
-                size
-                for size in (128, 64, 32, 16)
-                if not (config["hidden_size"] % size or config["intermediate_size"] % size)
-            ]
+    columns = {
+        name: module.in_features
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")
+    }
+    for name, count in columns.items():
+        if count % group_size:
+            fits = [size for size in (128, 64, 32, 16) if not any(other % size for other in columns.values())]
             raise CogumiError(
-                f"group size {group_size} does not divide {name} {config[name]}",
-                f"set group_size to {fits[0] if fits else 16}",
+                f"group size {group_size} does not divide the {count} columns of {name}",
+                f"set group_size to {fits[0]}" if fits else "take a student whose widths are multiples of 16",
             )

@@ -51,6 +51,16 @@ class Point:
     group: str = ""
 
 
+@dataclass(frozen=True)
+class LinePlot:
+    """A line plot as part of a report: what ``line_plot`` takes."""
+
+    title: str
+    x: str
+    y: str
+    series: Mapping[str, Sequence[tuple[float, float]]]
+
+
 def line_plot(series: Mapping[str, Sequence[tuple[float, float]]], title: str, x: str, y: str) -> str:
     """Lines over a shared pair of axes. ``x`` and ``y`` are axis titles, with units.
 

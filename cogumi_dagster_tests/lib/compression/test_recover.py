@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from cogumi_dagster.lib.compression import recover as module
-from cogumi_dagster.lib.compression.prune import prune
+from cogumi_dagster.lib.compression.compressor import load_sound
+from cogumi_dagster.lib.compression.gradual import prune
 from cogumi_dagster.lib.compression.recover import RecoveryReport, recover
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import PruningConfig, RecoveryConfig
@@ -17,7 +18,7 @@ STEPS = RecoveryConfig(steps=8, learning_rate=2e-3, batch_tokens=512, hardest_sh
 @pytest.fixture(scope="module")
 def pruned(student: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pruned") / "checkpoint"
-    prune(student, [], pairs[:2], folder, HALF)
+    prune(student, [], pairs[:2], folder, HALF, scratch=folder.parent / "scratch")
     return folder
 
 
@@ -50,6 +51,40 @@ def test_training_recovers_some_of_what_pruning_lost(recovered: tuple[Path, Reco
     assert report.steps == len(report.curve) == 8
     assert report.perplexity_recovered < report.perplexity_pruned
     assert report.loss_last < report.loss_first
+
+
+def test_the_way_from_the_parent_is_reported_with_the_last_recovery(recovered: tuple[Path, RecoveryReport]) -> None:
+    report = recovered[1]
+    assert [row.step for row in report.pruning] == [0, 1]
+    assert report.pruning[1].perplexity_recovered == report.perplexity_recovered
+    assert report.pruning[1].mask_intact
+    assert report.loss_by_sparsity is not None
+    assert set(report.loss_by_sparsity.series) == {"pruned", "after recovery"}
+
+
+def test_pruned_embeddings_are_trained_and_keep_their_zeros(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    pruned, out = tmp_path / "pruned", tmp_path / "out"
+    config = HALF.model_copy(update={"sparsity_embeddings": 0.5})
+    prune(student, [], pairs[:2], pruned, config, scratch=tmp_path / "scratch")
+    assert recover(pruned, student, pairs, pairs[:2], out, STEPS).mask_intact
+    name = "model.embed_tokens.weight"
+    before, after = (load_checkpoint(path)[0].state_dict()[name] for path in (pruned, out))
+    assert (after[before == 0] == 0).all()
+    assert (after != before).any()
+
+
+def test_without_masks_training_would_fill_the_zeros(student: Path, pruned: Path, pairs: list[Pair]) -> None:
+    """What the mask is for: the same training on a copy whose zeros are not known to be pruned."""
+    import torch
+
+    model, tokenizer = load_sound(pruned)
+    teacher, _ = load_sound(student)
+    weight = model.model.layers[0].mlp.up_proj.weight
+    zeros = weight.detach() == 0
+    with torch.no_grad():
+        weight[zeros] = 1e-12
+    module.train_masked(model, teacher, tokenizer, pairs, STEPS)
+    assert (weight[zeros].abs() > 1e-6).float().mean() > 0.9
 
 
 def test_the_hardest_examples_are_chosen(pruned: Path, pairs: list[Pair]) -> None:
