@@ -73,13 +73,32 @@ def plan(
     profile: ProfileOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run would make and why, how long that took last time, and how large the served file will be."""
+    """Say what a run would make and why, and how long that took last time.
+
+    With --student or --budget: what a student becomes and costs, and what fits, from shapes alone: nothing is loaded,
+    downloaded or sent.
+    """
+    student: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Plan a student, such as Qwen3-0.6B or a checkpoint's folder: bytes, memory, time, dollars."),
+    ] = None,
+    budget: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Which students and types fit, such as 520MB, and what cannot and why."),
+    ] = None,
     if what not in ("", "dataset"):
         raise CogumiError(f"there is no plan of {what!r}", "cogumi plan, or cogumi plan dataset")
     _profile(profile)
     if what == "dataset":
         from cogumi_dagster.commands.teachers import show_dataset_plan
 
+    if student is not None or budget is not None:
+        if what:
+            raise CogumiError(f"a plan of {what!r} takes no --student or --budget", "leave one of them out")
+        from cogumi_dagster.commands.planning import show_model_plan
+
+        show_model_plan(student, budget, profile, as_json)
+        return
         show_dataset_plan(as_json)
         return
     from cogumi_dagster.commands.graph import show_plan

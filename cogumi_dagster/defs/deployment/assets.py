@@ -93,7 +93,7 @@ def system_evaluation(step: Step) -> SystemReport:
 def model_card(step: Step) -> CardReport:
     """The report: every artifact, every check with its figure, and the plots, as HTML and Markdown."""
     refs = [ref for ref in step.store.artifacts() if ref.manifest.asset != "model_card"]
-    return write_card(refs, step.profile, step.out)
+    return write_card(refs, step.profile, step.out, sources=step.settings.sources)
 
 
 ASSETS = [serving_bundle, system_evaluation, model_card]

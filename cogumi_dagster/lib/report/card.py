@@ -6,11 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cogumi_dagster.lib.artifacts import ArtifactRef
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.report.figures import figures, reports_of
+
+if TYPE_CHECKING:  # the terminal imports this module for its tables, and should not wait for the planner
+    from cogumi_dagster.lib.report.predicted import Comparison
 
 HTML, MARKDOWN = "report.html", "report.md"
 
@@ -32,6 +35,10 @@ class CardReport:
     plots: int
     missing: int
     stand_ins: str
+    predicted_sizes: int
+    """Files whose bytes the planner predicts from shapes alone."""
+    worst_size_error: float | None
+    """Of those, predicted against actual."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +49,24 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def write_card(refs: Sequence[ArtifactRef], profile: Profile, out: Path) -> CardReport:
-    """Write ``report.html`` and ``report.md`` from the manifests alone."""
+def write_card(refs: Sequence[ArtifactRef], profile: Profile, out: Path, *, sources: Path | None = None) -> CardReport:
+    """Write ``report.html`` and ``report.md`` from the manifests and the student's config.json.
+
+    With the folder of the profile's ``sources``, what training took stands beside what was planned.
+    """
+    from cogumi_dagster.lib.report.predicted import compare_bytes, compare_training
+
     out.mkdir(parents=True, exist_ok=True)
     reports = reports_of(refs)
-    tables = [_headline(reports), *_result_tables(reports), check_table(refs), artifact_table(refs)]
+    sizes = compare_bytes(refs, profile)
+    planned = [*sizes, *(compare_training(refs, profile, sources) if sources else ())]
+    tables = [
+        _headline(reports),
+        *_result_tables(reports),
+        *_planned_table(planned),
+        check_table(refs),
+        artifact_table(refs),
+    ]
     plots = figures(reports)
     stand_ins = sorted(set(_stand_ins(reports)))
     title = f"Cogumi report: {profile.name} profile, student {profile.student.name}"
@@ -60,6 +80,8 @@ def write_card(refs: Sequence[ArtifactRef], profile: Profile, out: Path) -> Card
         plots=len(plots),
         missing=sum(step not in reports for step in STEPS),
         stand_ins=", ".join(stand_ins),
+        predicted_sizes=len(sizes),
+        worst_size_error=max((abs(row.error) for row in sizes), default=None),
     )
 
 
@@ -109,6 +131,16 @@ def check_table(refs: Sequence[ArtifactRef]) -> Table:
 def artifact_table(refs: Sequence[ArtifactRef]) -> Table:
     rows = tuple((label(r), size(r.manifest.bytes), f"{r.manifest.seconds:.1f} s", r.version[:12]) for r in refs)
     return Table("Artifacts", "Versions are SHA-256 of the contents.", ("asset", "bytes", "made in", "version"), rows)
+
+
+def _planned_table(rows: Sequence["Comparison"]) -> list[Table]:
+    lines = tuple(
+        (row.artifact, row.figure, number(round(row.predicted)), number(round(row.actual)), f"{row.error:+.2%}")
+        for row in rows
+    )
+    note = "What the planner says from the student's shapes and the profile, before a run, and what the run made."
+    columns = ("asset", "figure", "predicted", "actual", "difference")
+    return [Table("Predicted and actual", note, columns, lines)] if lines else []
 
 
 def label(ref: ArtifactRef) -> str:

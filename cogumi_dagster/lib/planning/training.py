@@ -1,0 +1,193 @@
+"""What training will take: tokens and steps of a profile, operations, memory and time, from shapes alone."""
+
+from dataclasses import dataclass
+from math import ceil, prod
+from pathlib import Path
+
+from cogumi_dagster.lib.curation.sources import draw_source_examples
+from cogumi_dagster.lib.planning.hardware import THIS_MACHINE, Device
+from cogumi_dagster.lib.planning.shapes import ModelShape
+from cogumi_dagster.lib.planning.sizes import adapter_parameters, nf4_bytes
+from cogumi_dagster.lib.profile import LoraConfig, Profile
+from cogumi_dagster.lib.teacher_data import domain_examples, domain_mix
+
+SAMPLE = 40
+"""Tasks drawn a domain to see how long texts are."""
+BYTES_A_TOKEN = 3.0
+"""Of the solvers' code, sums and reasoning with SmolLM2's tokenizer; prose has 4.1."""
+TEMPLATE_TOKENS = 30
+"""Of a chat template around one question and answer."""
+TRAIN_SHARE = 8 / 9
+"""Source examples are of the splits train and validation, 80 and 10 of 100."""
+SPARE_MEMORY = 0.95
+"""What of a device's memory training may fill."""
+RUNTIME_BYTES = {True: 600_000_000, False: 800_000_000}
+"""Before the first weight: the process with its libraries on a CPU (True), a GPU's context (False)."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The examples of a profile, before they are made. Counts are means over a sample of its sources."""
+
+    examples: int
+    """At most: filters, deduplication and the mix leave some out."""
+    tokens: float
+    """Of one example: template, prompt and answer."""
+    answer_tokens: float
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """One adapter's training, at most: the data may end before ``max_steps`` does."""
+
+    what: str
+    parameters: int
+    """Trained ones."""
+    tokens: int
+    steps: int
+    row_tokens: int
+    """Tokens in one forward pass."""
+    flops: float
+
+
+@dataclass(frozen=True)
+class DeviceEstimate:
+    """One run on one device. Bytes at the profile's row, with all activations kept and with them recomputed."""
+
+    device: str
+    basis: str
+    """Where the device's rates are from."""
+    bytes_plain: int
+    bytes_checkpointed: int
+    device_bytes: int
+    checkpointing: bool
+    """Whether the estimate of speed recomputes: where the profile says so, or where it does not fit otherwise."""
+    largest_row: int
+    """Tokens of the largest row that fits with checkpointing; 0 where not even the weights fit."""
+    tokens_per_second: float
+    seconds: float
+
+    @property
+    def fits(self) -> bool:
+        needed = self.bytes_checkpointed if self.checkpointing else self.bytes_plain
+        return needed <= SPARE_MEMORY * self.device_bytes
+
+
+def sample_texts(profile: Profile, sources: Path) -> Texts:
+    """How many examples a profile draws and how long they are, from a few drawn tasks.
+
+    Where the solver answers, its answers are measured; other teachers' count as half of ``teaching.max_tokens``.
+    """
+    examples = total = answers = 0.0
+    for domain in profile.teaching.mix:
+        wanted = domain_examples(profile, domain)
+        tasks, _ = draw_source_examples(domain, sources, min(wanted, SAMPLE), profile.seed)
+        count = min(wanted, len(tasks)) if len(tasks) < min(wanted, SAMPLE) else wanted
+        solved = sum(entry.share for entry in domain_mix(profile, domain) if entry.teacher == "solver")
+        for task in tasks:
+            exact = len((task.solution or "").encode()) / BYTES_A_TOKEN
+            answer = solved * exact + (1 - solved) * profile.teaching.max_tokens / 2
+            answers += answer * count / len(tasks)
+            total += (TEMPLATE_TOKENS + len(task.prompt.encode()) / BYTES_A_TOKEN + answer) * count / len(tasks)
+        examples += count
+    return Texts(round(TRAIN_SHARE * examples), total / examples, answers / examples)
+
+
+def base_run(shape: ModelShape, profile: Profile, texts: Texts) -> TrainingRun:
+    """The base adapter's training."""
+    return training_run("base adapter", shape, profile.training, texts, texts.examples * texts.tokens)
+
+
+def other_runs(shape: ModelShape, profile: Profile, texts: Texts) -> list[TrainingRun]:
+    """The modifiers' and the strategies' training, which depend on what the base gets wrong: at most all steps."""
+    runs = []
+    for name, rank in profile.modifiers.rank.items():
+        ranks = {"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank}
+        config = profile.modifiers.training.model_copy(update=ranks)
+        runs.append(training_run(f"modifier {name}", shape, config, texts))
+    return [*runs, training_run("strategy", shape, profile.strategy.training, texts)]
+
+
+def training_run(
+    what: str, shape: ModelShape, config: LoraConfig, texts: Texts, epoch_tokens: float | None = None
+) -> TrainingRun:
+    """Tokens, steps and operations of one run; without ``epoch_tokens`` all of ``max_steps``."""
+    tokens = config.max_steps * config.batch_tokens
+    if epoch_tokens is not None:
+        tokens = min(tokens, round(config.epochs * epoch_tokens))
+    return TrainingRun(
+        what=what,
+        parameters=adapter_parameters(shape, config),
+        tokens=tokens,
+        steps=min(config.max_steps, ceil(tokens / config.batch_tokens)),
+        row_tokens=config.row_tokens or config.batch_tokens,
+        flops=tokens * flops_per_token(shape, config, texts, checkpointing=config.gradient_checkpointing),
+    )
+
+
+def flops_per_token(shape: ModelShape, config: LoraConfig, texts: Texts, *, checkpointing: bool) -> float:
+    """Operations a trained token, as ``training.flops`` counts them.
+
+    Frozen weights cost 2 forward and 2 backward (inputs' gradients only), so about 4N; trained ones 2 and 4; causal
+    attention 2 x length x width a layer forward and twice that backward; the head only where a token is supervised.
+    ``checkpointing`` adds the second forward pass.
+    """
+    passes = 3 if checkpointing else 2
+    width = shape.num_attention_heads * shape.head_dim
+    attention = shape.num_hidden_layers * 2.0 * min(texts.tokens, config.max_length) * width
+    head = 4.0 * texts.answer_tokens / texts.tokens * shape.vocab_size * shape.hidden_size
+    frozen, trained = 2.0 * passes * shape.linear_parameters, 2.0 * (passes + 1) * adapter_parameters(shape, config)
+    return frozen + trained + (passes + 1) * attention + head
+
+
+def on_device(shape: ModelShape, config: LoraConfig, run: TrainingRun, texts: Texts, device: Device) -> DeviceEstimate:
+    """Memory and time of a run on a device."""
+    row = run.row_tokens
+    fixed = fixed_bytes(shape, config, device)
+    plain = fixed + round(row * token_bytes(shape, config, texts, device, checkpointing=False))
+    each = token_bytes(shape, config, texts, device, checkpointing=True)
+    checkpointed = fixed + round(row * each)
+    room = SPARE_MEMORY * device.memory_bytes
+    recompute = config.gradient_checkpointing or plain > room
+    flops = flops_per_token(shape, config, texts, checkpointing=recompute)
+    return DeviceEstimate(
+        device=device.name,
+        basis=device.basis,
+        bytes_plain=plain,
+        bytes_checkpointed=checkpointed,
+        device_bytes=device.memory_bytes,
+        checkpointing=recompute,
+        largest_row=max(0, int((room - fixed) // each)),
+        tokens_per_second=device.training_flops / flops,
+        seconds=run.tokens * flops / device.training_flops,
+    )
+
+
+def fixed_bytes(shape: ModelShape, config: LoraConfig, device: Device) -> int:
+    """What does not grow with the row: frozen weights (NF4 with ``load_in_4bit``) and room for one of them unpacked;
+    for each trained weight its value, gradient and Adam's two moments in float32; the process itself."""
+    rest = shape.parameters - shape.linear_parameters
+    if config.load_in_4bit:
+        largest = max(prod(size) for size in shape.linear.values())
+        weights = nf4_bytes(shape) + (device.item_bytes - 2) * rest + device.item_bytes * largest
+    else:
+        weights = device.item_bytes * shape.parameters
+    return weights + 16 * adapter_parameters(shape, config) + RUNTIME_BYTES[device.name == THIS_MACHINE]
+
+
+def token_bytes(shape: ModelShape, config: LoraConfig, texts: Texts, device: Device, *, checkpointing: bool) -> float:
+    """Bytes that one more token of a row takes until the backward pass: activations, and logits where supervised.
+
+    Kept in a layer: both norms' inputs in float32; each LoRA's input in float32, one a matrix where dropout or a cast
+    makes copies; its product with A; queries, keys, values and the attention's output, as many heads each; three of
+    the feed-forward's width. With checkpointing only a layer's input is kept, and one layer at a time in full.
+    """
+    item, hidden, wide = device.item_bytes, shape.hidden_size, shape.intermediate_size
+    width = shape.num_attention_heads * shape.head_dim
+    copies = config.dropout > 0 or item < 4
+    inputs = (5 if copies else 2) * hidden + width + wide
+    layer = 8 * hidden + (5 if config.dropout > 0 else 4) * inputs + item * (4 * width + 3 * wide)
+    layer += 4 * (4 * config.rank_attention + 3 * config.rank_feed_forward)
+    kept = shape.num_hidden_layers * item * hidden + layer if checkpointing else shape.num_hidden_layers * layer
+    logits = texts.answer_tokens / texts.tokens * shape.vocab_size * (12 if item == 4 else 14)
+    return kept + logits
