@@ -382,6 +382,8 @@ def _explain(path: Path, error: ValidationError) -> tuple[str, str]:
         *parents, key = [str(part) for part in first["loc"]]
         section = "in " + ".".join(parents) if parents else "at the top level"
         return f"{path}: unknown key {key!r} {section}{rest}", nearest(key, _fields(parents))
+    if first["type"] == "value_error":  # values that do not go together; the message says which and how
+        return f"{path}: {where}: {first['ctx']['error']}{rest}", f"change {where} in that file"
     given = first.get("input")
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool) else ""
     return f"{path}: {where}: {first['msg']}{shown}{rest}", f"set {where} to a value of that kind"

@@ -183,3 +183,14 @@ def test_too_little_calibration_text_is_refused(student: Path, pairs: list[Pair]
         config = PruningConfig(calibration_tokens=500)
         prune(student, pairs[:1], pairs[:2], tmp_path / "out", config, scratch=tmp_path / "scratch")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_report_shows_its_steps_as_a_table_and_a_plot(whole: tuple[Path, PruningReport, list[str]]) -> None:
+    from cogumi_dagster.defs.metadata import metadata_of
+
+    shown = metadata_of(report_json(whole[1]))
+    table = shown["pruning"].md_str.splitlines()
+    assert table[0].startswith("| step | sparsity | attention |")
+    assert len(table) == 2 + 4
+    assert "–" in table[-1], "the last step has no recovery here"
+    assert shown["loss_by_sparsity"].md_str.startswith("![plot](data:image/svg+xml;base64,")
