@@ -31,6 +31,10 @@ ProfileOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+CalibrationOption = Annotated[
+    Optional[Path],  # noqa: UP045 (typer reads it)
+    typer.Option(help="Questions with answers, as for curate; packaged tasks when left out."),
+]
 
 
 def _profile(name: str | None) -> str:
@@ -70,14 +74,6 @@ def demo(profile: ProfileOption = "quick") -> None:
 @app.command(rich_help_panel=GRAPH)
 def plan(
     what: Annotated[str, typer.Argument(help="'dataset' for the teachers' calls, tokens and dollars.")] = "",
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a run would make and why, and how long that took last time.
-
-    With --student or --budget: what a student becomes and costs, and what fits, from shapes alone: nothing is loaded,
-    downloaded or sent.
-    """
     student: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Plan a student, such as Qwen3-0.6B or a checkpoint's folder: bytes, memory, time, dollars."),
@@ -86,12 +82,16 @@ def plan(
         Optional[str],  # noqa: UP045
         typer.Option(help="Which students and types fit, such as 520MB, and what cannot and why."),
     ] = None,
+    profile: ProfileOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a run would make and why, and how long that took last time.
+
+    With --student or --budget: what a student becomes and costs, and what fits, from shapes alone: nothing is loaded,
+    downloaded or sent.
+    """
     if what not in ("", "dataset"):
         raise CogumiError(f"there is no plan of {what!r}", "cogumi plan, or cogumi plan dataset")
-    _profile(profile)
-    if what == "dataset":
-        from cogumi_dagster.commands.teachers import show_dataset_plan
-
     if student is not None or budget is not None:
         if what:
             raise CogumiError(f"a plan of {what!r} takes no --student or --budget", "leave one of them out")
@@ -99,6 +99,10 @@ def plan(
 
         show_model_plan(student, budget, profile, as_json)
         return
+    _profile(profile)
+    if what == "dataset":
+        from cogumi_dagster.commands.teachers import show_dataset_plan
+
         show_dataset_plan(as_json)
         return
     from cogumi_dagster.commands.graph import show_plan
@@ -237,14 +241,47 @@ def curate(
 
 @app.command("export-gguf", rich_help_panel=STAGES)
 def export_gguf(
-    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder of a Llama-family model.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A Hugging Face folder: Llama, Qwen2, Qwen2.5 or Qwen3.")],
     out: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
-    kind: Annotated[str, typer.Option("--type", help="F16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, Q4_0, ...")] = "Q5_K_M",
+    kind: Annotated[str, typer.Option("--type", help="F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q4_K_M, ...")] = "Q5_K_M",
+    imatrix: Annotated[str, typer.Option(help="auto, or an importance matrix in GGUF form.", show_default="none")] = "",
+    calibration: CalibrationOption = None,
 ) -> None:
     """Write a checkpoint as GGUF, quantized by llama.cpp."""
+    if imatrix:
+        from cogumi_dagster.commands.quantize import export_weighted_command
+
+        export_weighted_command(checkpoint, out, kind, imatrix, calibration)
+        return
     from cogumi_dagster.commands.stages import export_gguf_command
 
     export_gguf_command(checkpoint, out, kind)
+
+
+@app.command(rich_help_panel=STAGES)
+def imatrix(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face folder, or an unquantized GGUF of a Llama.")],
+    out: Annotated[Path, typer.Argument(help="The importance matrix to write, in llama.cpp's GGUF form.")],
+    calibration: CalibrationOption = None,
+) -> None:
+    """Measure which columns of a model's matrices matter: its mean squared inputs on calibration text."""
+    from cogumi_dagster.commands.quantize import imatrix_command
+
+    imatrix_command(source, out, calibration)
+
+
+@app.command(rich_help_panel=STAGES)
+def quantize(
+    source: Annotated[Path, typer.Argument(help="A Hugging Face folder, or an unquantized GGUF of a Llama.")],
+    out: Annotated[Path, typer.Argument(help="The GGUF file to write.")],
+    budget: Annotated[str, typer.Option(help="Bytes that the file may have: 90MB, 1.2GB, ...")],
+    calibration: CalibrationOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize to a byte budget: each tensor in the type that together cost the least, by measured sensitivity."""
+    from cogumi_dagster.commands.quantize import quantize_command
+
+    quantize_command(source, out, budget, calibration, as_json)
 
 
 @app.command("export-lora", rich_help_panel=STAGES)

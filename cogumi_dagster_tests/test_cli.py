@@ -20,9 +20,8 @@ from cogumi_dagster.lib.artifacts import ArtifactStore
 from resources import build_resources
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = (
-    """run demo plan status verify report ledger dev serve chat dedup curate export-gguf export-lora pack unpack"""
-)
+COMMANDS = """run demo plan status verify report ledger dev serve chat dedup curate export-gguf imatrix quantize
+    export-lora pack unpack"""
 SET_BY_MAIN = """COGUMI_PROFILE COGUMI_HOME DAGSTER_HOME COGUMI_TOKEN HF_HUB_OFFLINE HF_HUB_DISABLE_PROGRESS_BARS
     TOKENIZERS_PARALLELISM TQDM_DISABLE"""
 
@@ -231,6 +230,33 @@ def test_export_refuses_what_is_no_checkpoint(cogumi: Cogumi, tmp_path: Path) ->
     refused(cogumi("export-lora", "folder", "out.gguf", "--base", "folder"), "is not a PEFT adapter")
     assert not (tmp_path / "out.gguf").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder"]
+
+
+def test_a_model_is_quantized_to_a_budget(cogumi: Cogumi, student: Path, tmp_path: Path) -> None:
+    said = cogumi("imatrix", student, "matrix.gguf")
+    assert said.status == 0 and "15 tensors" in said.out and "packaged tasks" in said.out
+    said = cogumi("quantize", student, "small.gguf", "--budget", "0.12MB")
+    assert said.status == 0 and "of 0.12" in said.out and "KL divergence" in said.out and "ffn_down" in said.out
+    shown = json.loads(cogumi("quantize", student, "again.gguf", "--budget", "0.12MB", "--json").out)
+    assert (
+        shown["export"]["bytes"] == (tmp_path / "again.gguf").stat().st_size <= shown["mix"]["budget_bytes"] == 120_000
+    )
+    assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "small.gguf").read_bytes()
+    said = cogumi("export-gguf", student, "q4.gguf", "--type", "Q4_0", "--imatrix", "matrix.gguf")
+    assert said.status == 0 and "importance matrix of" in said.out
+
+
+def test_what_cannot_be_quantized_is_refused(cogumi: Cogumi, student: Path, tmp_path: Path) -> None:
+    refused(cogumi("quantize", student, "q.gguf", "--budget", "520 potatoes"), "520 potatoes")
+    refused(cogumi("quantize", student, "q.gguf", "--budget", "1kB"), "cannot be met: the smallest mix", "at least")
+    refused(cogumi("quantize", "absent.gguf", "q.gguf", "--budget", "1MB"), "absent.gguf")
+    refused(cogumi("quantize", student, "q.gguf", "--budget", "1MB", "--calibration", "absent.jsonl"), "absent.jsonl")
+    refused(cogumi("export-gguf", student, "q.gguf", "--imatrix", "absent.gguf"), "absent.gguf")
+    refused(
+        cogumi("export-gguf", student, "q.gguf", "--imatrix", "m.gguf", "--calibration", "c.jsonl"),
+        "only read with --imatrix auto",
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -166,8 +166,10 @@ def measure_frontier(
         for type in config.frontier_types:
             path = Path(folder) / f"{type}.gguf"
             export = quantize_file(f16, path, type, imatrix=imatrix)
-            predicted = predict_bytes(layout.shapes, type, layout.header)
-            add(path, export, predicted, tensor_types(layout.shapes, type), _wanted_types(layout, type))
+            weighted = imatrix is not None
+            predicted = predict_bytes(layout.shapes, type, layout.header, imatrix=weighted)
+            kinds = tensor_types(layout.shapes, type, imatrix=weighted)
+            add(path, export, predicted, kinds, _wanted_types(layout, type, weighted))
             path.unlink()
         if mixed:
             types = {tensor.name: tensor.tensor_type.name for tensor in open_gguf(mixed).reader.tensors}
@@ -181,10 +183,10 @@ def _imatrix_of(served: Path | None) -> Imatrix | None:
     return read_imatrix(path) if path and path.is_file() else None
 
 
-def _wanted_types(layout: Layout, type: str) -> dict[str, str]:
+def _wanted_types(layout: Layout, type: str, imatrix: bool) -> dict[str, str]:
     """What llama.cpp would store if every row were a multiple of 256."""
     wide = {name: (*rows, -(-columns // 256) * 256) for name, (*rows, columns) in layout.shapes.items()}
-    return tensor_types(wide, type)
+    return tensor_types(wide, type, imatrix=imatrix)
 
 
 def _shares(export: ExportReport) -> str:

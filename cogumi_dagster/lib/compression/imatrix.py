@@ -22,7 +22,7 @@ from cogumi_dagster.lib.training.batches import Encoded, Pair, batches_of, encod
 CHUNK = 512
 """Tokens of a chunk, llama-imatrix's default: other tools say how much data went in by chunks."""
 
-IMATRIX_TOKENS = 8192
+IMATRIX_TOKENS = 4096
 """Calibration tokens, prompts too."""
 
 MIN_TOKENS = 256

@@ -89,9 +89,9 @@ def smallest_types(layout: Layout, options: Mapping[str, Iterable[str]], budget:
     if least > budget:
         used = ", ".join(kind for kind, _ in Counter(smallest.values()).most_common(2))
         raise CogumiError(
-            f"a budget of {budget / 1e6:.1f} MB cannot be met: the smallest mix of this model ({used}) takes "
-            f"{least / 1e6:.1f} MB",
-            f"give at least {ceil(least / 1e5) / 10:.1f}MB, trim the vocabulary, or take a smaller student",
+            f"a budget of {budget / 1e6:.2f} MB cannot be met: the smallest mix of this model ({used}) takes "
+            f"{least / 1e6:.2f} MB",
+            f"give at least {ceil(least / 1e4) / 100:.2f}MB, trim the vocabulary, or take a smaller student",
         )
     return smallest
 

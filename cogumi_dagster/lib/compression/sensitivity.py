@@ -23,8 +23,8 @@ from cogumi_dagster.lib.compression.imatrix import Imatrix, calibration_batches,
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.training.batches import Batch, Pair, supervised_logits
 
-FISHER_TOKENS = 4096
-FIT_TOKENS = 1024
+FISHER_TOKENS = 2048
+FIT_TOKENS = 512
 SAMPLED_ROWS = 256
 """Rows of a matrix that are quantized to every type: rows differ little in their relative error."""
 

@@ -50,22 +50,20 @@ def test_decoding_speed_is_a_figure(quantized_gguf: Path) -> None:
     assert decode_speed(quantized_gguf, streams=2, tokens=4) > 0
 
 
-def test_a_budget_decides_the_mix_and_the_frontier_shows_it(
-    full_student: Path, pairs: list[Pair], tmp_path: Path
-) -> None:
-    config = CONFIG.model_copy(update={"budget_mb": 3.2, "frontier_types": ("Q4_0",)})
-    report = export_model(full_student, pairs[:6], tmp_path / "served", config, calibration=pairs)
+def test_a_budget_decides_the_mix_and_the_frontier_shows_it(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"budget_mb": 0.12, "frontier_types": ("Q4_0",)})
+    report = export_model(student, pairs[:6], tmp_path / "served", config, calibration=pairs)
     assert sorted(path.name for path in (tmp_path / "served").iterdir()) == [IMATRIX_FILE, MODEL_FILE]
-    assert report.mix is not None and report.export.bytes <= report.mix.budget_bytes == 3_200_000
+    assert report.mix is not None and report.export.bytes <= report.mix.budget_bytes == 120_000
     assert report.imatrix_tokens == read_imatrix(tmp_path / "served" / IMATRIX_FILE).tokens > 256
     assert set(report.mix.types) == set(report.mix.scales) >= {"token_embd", "ffn_down"}
-    frontier = measure_frontier(full_student, pairs[:4], tmp_path / "out", config, served=tmp_path / "served")
+    frontier = measure_frontier(student, pairs[:4], tmp_path / "out", config, served=tmp_path / "served")
     stock, mixed = frontier.rows
     assert (stock.type, mixed.type) == ("Q4_0", MIXED)
-    assert mixed.bytes == report.export.bytes and mixed.fallback_share == 0.0
-    assert stock.fallbacks == "Q6_K as Q8_0" and stock.fallback_share > 0.9
-    assert stock.stored_as.startswith("Q8_0 9") and "%" in mixed.stored_as
-    assert frontier.worst_prediction_error < 1e-2
+    assert mixed.bytes == report.export.bytes and mixed.fallback_share == 0.0 and mixed.fallbacks == ""
+    assert stock.fallbacks == "Q6_K as Q8_0" and 0.1 < stock.fallback_share < 0.5, "the embedding"
+    assert "Q4_0" in stock.stored_as and "%" in mixed.stored_as
+    assert frontier.worst_prediction_error < 2e-2
 
 
 def test_an_importance_matrix_is_kept_beside_the_model(student: Path, pairs: list[Pair], tmp_path: Path) -> None:

@@ -61,9 +61,9 @@ def test_a_budget_that_cannot_be_met_names_the_smallest() -> None:
     layout = layout_of([1_000_000])
     losses: Losses = {name: dict.fromkeys(TYPES, 0.1) for name in layout.shapes}
     least = layout.bytes_as(dict.fromkeys(losses, "Q4_0"))
-    with pytest.raises(CogumiError, match=r"20.0 MB cannot be met: .* \(Q4_0\) takes 36.0 MB") as caught:
+    with pytest.raises(CogumiError, match=r"20.00 MB cannot be met: .* \(Q4_0\) takes 36.00 MB") as caught:
         choose_types(layout, losses, 20_000_000)
-    assert "at least 36.1MB" in caught.value.mend
+    assert "at least 36.01MB" in caught.value.mend
     assert set(choose_types(layout, losses, least).values()) == {"Q4_0"}, "the smallest itself can be met"
 
 
