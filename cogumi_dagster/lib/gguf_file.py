@@ -23,7 +23,7 @@ def read_gguf(path: Path) -> Any:
             kind, count, start = GGUFValueType(int(head[0][0])), int(head[1][0]), orig_offs + 12
             types = [GGUFValueType.ARRAY, kind]
             if kind == GGUFValueType.STRING:
-                strings, end = _strings(memoryview(self.data), start, count)
+                strings, end = _strings(memoryview(self.data.data), start, count)
                 return end - orig_offs, [*head, *strings], list(range(2, 2 + count)), types
             if (scalar := self.gguf_scalar_to_np.get(kind)) is None:
                 return super()._get_field_parts(orig_offs, raw_type)

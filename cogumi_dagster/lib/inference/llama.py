@@ -93,7 +93,7 @@ class LlamaEngine:
         progress: Progress = silent,
     ) -> list[Completion]:
         limits = [max_tokens] * len(conversations) if isinstance(max_tokens, int) else list(max_tokens)
-        options = {"adapter": adapter, "temperature": temperature, "logprobs": logprobs}
+        options: dict[str, Any] = {"adapter": adapter, "temperature": temperature, "logprobs": logprobs}
         futures = {
             self._pool.submit(self.chat, messages, max_tokens=limit, seed=seed + index, **options): index
             for index, (messages, limit) in enumerate(zip(conversations, limits, strict=True))
