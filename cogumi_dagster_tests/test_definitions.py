@@ -20,7 +20,7 @@ GRAPH = {
         distillation_dataset""",
     "base": "student_model trimmed_student base_adapter base_checkpoint",
     "compression": """pruned_checkpoint recovered_checkpoint awq_checkpoint w4a16_checkpoint gguf_model packaged_base
-        compression_frontier""",
+        compression_frontier parity_chain""",
     "modifiers": """domain_failures failure_patterns cascade_examples modifier_adapter packaged_modifier
         modifier_evaluation""",
     "strategy": "strategy_journal learned_strategy strategy_adapter strategy_evaluation",
@@ -46,6 +46,8 @@ CHECKS = {
     "gguf_model": "export_equals_parent! perplexity_within_budget",
     "packaged_base": "bit_identical! within_budget",
     "compression_frontier": "bytes_predicted",
+    "parity_chain": """same_ids! merged_equals_adapter! awq_equals_recovered! gguf_equals_awq!
+        unpacked_equals_quantized! served_equals_unpacked! recovered_within_budget quantized_within_budget score_kept""",
     "domain_failures": "enough_failures! verifier_accepts_solver! all_judged",
     "failure_patterns": "silhouette sizes",
     "cascade_examples": "verified_share tier_1_share",

@@ -132,7 +132,7 @@ def test_a_change_of_one_domain_reaches_its_chain_and_all_that_is_downstream(ful
     reasons = {node.label: node.reason for node in full.plan()}
     assert reasons["source_examples[math]"] == "teacher_data[math] has changed"
     assert reasons["curated_examples[math]"] == "after quality_scores"
-    assert reasons["serving_bundle"] == "after gguf_model and 5 more"
+    assert reasons["serving_bundle"] == "after gguf_model and 6 more"
 
 
 def test_a_change_of_config_reaches_what_names_it(full: Store, edit_profile: Callable[..., None]) -> None:

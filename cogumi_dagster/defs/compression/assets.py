@@ -1,7 +1,13 @@
 """From the merged checkpoint to the small file that is served."""
 
 from cogumi_dagster.defs.artifact import Step, artifact
-from cogumi_dagster.defs.base.assets import base_checkpoint
+from cogumi_dagster.defs.base.assets import (
+    base_adapter,
+    base_checkpoint,
+    student_model,
+    trained_student,
+    trimmed_student,
+)
 from cogumi_dagster.defs.compression import checks
 from cogumi_dagster.defs.dataset.assets import distillation_dataset
 from cogumi_dagster.lib.compression.awq import AwqReport, W4A16Report, export_w4a16, fold_awq_scales
@@ -17,6 +23,7 @@ from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.compression.recover import RecoveryReport, recover
 from cogumi_dagster.lib.curation.dataset import training_pairs
 from cogumi_dagster.lib.evaluation.gguf_logits import held_out_pairs
+from cogumi_dagster.lib.evaluation.parity_chain import Chain, ChainReport, check_chain
 from cogumi_dagster.lib.training.batches import Pair
 
 
@@ -108,13 +115,24 @@ def w4a16_checkpoint(step: Step) -> W4A16Report:
 @artifact(
     group="compression",
     kinds={"gguf"},
-    config=("compression.gguf_type", "compression.perplexity_tokens"),
+    config=(
+        "compression.gguf_type", "compression.imatrix", "compression.budget_mb", "compression.perplexity_tokens",
+    ),
     deps=[awq_checkpoint, distillation_dataset],
     claims=checks.GGUF_MODEL,
-)
+)  # fmt: skip
 def gguf_model(step: Step) -> GgufReport:
-    """The file that is served: GGUF in the profile's quantization, held against its 16-bit parent."""
-    return export_model(step.path("awq_checkpoint"), _held_out(step), step.out, step.profile.compression)
+    """The file that is served: GGUF in the profile's quantization or to its byte budget, held against its 16-bit
+    parent."""
+    return export_model(
+        step.path("awq_checkpoint"),
+        _held_out(step),
+        step.out,
+        step.profile.compression,
+        calibration=_train(step),
+        seed=step.profile.seed,
+        progress=step.progress,
+    )
 
 
 @artifact(
@@ -123,6 +141,7 @@ def gguf_model(step: Step) -> GgufReport:
     config=("compression.zstd_level", "compression.dictionary_kb"),
     deps=[gguf_model],
     claims=checks.PACKAGED_BASE,
+    code_version="2",
 )
 def packaged_base(step: Step) -> PackageReport:
     """The served file packed: its tensors as planes, then zstd, with a dictionary where it pays; unpacked again and
@@ -139,19 +158,56 @@ def packaged_base(step: Step) -> PackageReport:
 @artifact(
     group="compression",
     kinds={"gguf"},
-    config=("compression.frontier_types", "compression.perplexity_tokens", "compression.zstd_level"),
-    deps=[awq_checkpoint, distillation_dataset],
+    config=(
+        "compression.frontier_types", "compression.budget_mb", "compression.perplexity_tokens",
+        "compression.zstd_level",
+    ),
+    deps=[awq_checkpoint, gguf_model, distillation_dataset],
     claims=checks.COMPRESSION_FRONTIER,
-)
+)  # fmt: skip
 def compression_frontier(step: Step) -> FrontierReport:
-    """Bytes, perplexity, speed and zstd ratio of the same parent in each quantization, and predicted bytes."""
+    """Bytes, perplexity, speed and zstd ratio of the same parent in each quantization and in the served file's mix,
+    and predicted bytes."""
     return measure_frontier(
-        step.path("awq_checkpoint"), _held_out(step), step.out, step.profile.compression, progress=step.progress
+        step.path("awq_checkpoint"),
+        _held_out(step),
+        step.out,
+        step.profile.compression,
+        served=step.path("gguf_model"),
+        progress=step.progress,
+    )
+
+
+@artifact(
+    group="compression",
+    kinds={"json"},
+    config=("compression.parity_tasks", "student.trim_vocabulary"),
+    deps=[
+        student_model, trimmed_student, base_adapter, base_checkpoint, recovered_checkpoint, awq_checkpoint, gguf_model,
+        packaged_base,
+    ],
+    claims=checks.PARITY_CHAIN,
+)  # fmt: skip
+def parity_chain(step: Step) -> ChainReport:
+    """Adapter, merged, recovered, AWQ parent, f16 GGUF, quantized, unpacked and served on the same tasks: ids,
+    divergence from link to link, perplexity and score. A broken link names itself and the likely cause."""
+    return check_chain(
+        Chain(
+            student=step.path(trained_student(step)),
+            adapter=step.path("base_adapter"),
+            merged=step.path("base_checkpoint"),
+            recovered=step.path("recovered_checkpoint"),
+            awq=step.path("awq_checkpoint"),
+            quantized=step.path("gguf_model") / MODEL_FILE,
+            package=step.path("packaged_base"),
+        ),
+        step.out,
+        tasks=step.profile.compression.parity_tasks,
+        progress=step.progress,
     )
 
 
 ASSETS = [
     pruned_checkpoint, recovered_checkpoint, awq_checkpoint, w4a16_checkpoint, gguf_model, packaged_base,
-    compression_frontier,
-    code_version="2",
+    compression_frontier, parity_chain,
 ]  # fmt: skip

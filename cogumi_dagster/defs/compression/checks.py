@@ -1,6 +1,19 @@
 """What compression must keep."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from cogumi_dagster.defs.claims import Claim, ratio
+
+
+def _link(name: str, figure: str) -> Callable[[Mapping[str, Any]], Any]:
+    """A figure of one link of the parity chain."""
+    return lambda metrics: {link["link"]: link for link in metrics["links"]}[name][figure]
+
+
+def _perplexity(link: str, before: str) -> Callable[[Mapping[str, Any]], Any]:
+    return lambda metrics: _link(link, "perplexity")(metrics) / _link(before, "perplexity")(metrics)
+
 
 PRUNED_CHECKPOINT = (
     Claim("sparsity_as_asked", "sparsity_missing", "largest shortfall of a layer class from its target", at_most=0.01),
@@ -33,4 +46,15 @@ PACKAGED_BASE = (
 )
 COMPRESSION_FRONTIER = (
     Claim("bytes_predicted", "worst_prediction_error", "predicted against actual bytes, worst type", at_most="bytes_predicted_within"),
+)  # fmt: skip
+PARITY_CHAIN = (
+    Claim("same_ids", "same_ids", "prompts to which every link's tokenizer and template give the same ids", at_least=1.0, blocking=True),
+    Claim("merged_equals_adapter", _link("merged", "mean_kl"), "mean KL of merged against student + adapter", at_most="merge_kl", blocking=True),
+    Claim("awq_equals_recovered", _link("awq", "mean_kl"), "mean KL of the folded against the recovered checkpoint", at_most="export_kl", blocking=True),
+    Claim("gguf_equals_awq", _link("gguf_f16", "mean_kl"), "mean KL of the f16 GGUF in llama.cpp against the AWQ parent", at_most="export_kl", blocking=True),
+    Claim("unpacked_equals_quantized", _link("unpacked", "mean_kl"), "mean KL of the unpacked against the quantized file", at_most=0.0, blocking=True),
+    Claim("served_equals_unpacked", _link("served", "mean_kl"), "mean KL of the server's first tokens against the unpacked file", at_most="served_kl", blocking=True),
+    Claim("recovered_within_budget", _perplexity("recovered", "merged"), "perplexity of the solutions, pruned and recovered over merged", at_most="perplexity_recovered_ratio"),
+    Claim("quantized_within_budget", _perplexity("quantized", "gguf_f16"), "perplexity of the solutions, quantized over f16", at_most="perplexity_ratio"),
+    Claim("score_kept", "score_p_value", "chance (McNemar) of the difference between served and trained score", at_least=0.05),
 )  # fmt: skip

@@ -4,7 +4,13 @@ import dagster as dg
 
 from cogumi_dagster.defs.artifact import Step, artifact
 from cogumi_dagster.defs.base.assets import base_checkpoint, student_model
-from cogumi_dagster.defs.compression.assets import compression_frontier, gguf_model, packaged_base, w4a16_checkpoint
+from cogumi_dagster.defs.compression.assets import (
+    compression_frontier,
+    gguf_model,
+    packaged_base,
+    parity_chain,
+    w4a16_checkpoint,
+)
 from cogumi_dagster.defs.deployment import checks
 from cogumi_dagster.defs.modifiers.assets import modifier_evaluation, packaged_modifier
 from cogumi_dagster.defs.routing.assets import ESCALATION, escalation_detector, router_model
@@ -26,6 +32,7 @@ BUNDLE = "bundle"
     kinds={"gguf", "json"},
     deps=[
         gguf_model,
+        parity_chain,
         base_checkpoint,
         dg.AssetDep(packaged_modifier, partition_mapping=dg.AllPartitionMapping()),
         router_model,

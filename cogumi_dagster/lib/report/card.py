@@ -19,7 +19,7 @@ HTML, MARKDOWN = "report.html", "report.md"
 
 STEPS = (
     "distillation_dataset", "base_checkpoint", "pruned_checkpoint", "recovered_checkpoint", "awq_checkpoint",
-    "w4a16_checkpoint", "gguf_model", "packaged_base", "compression_frontier", "modifier_evaluation",
+    "w4a16_checkpoint", "gguf_model", "packaged_base", "compression_frontier", "parity_chain", "modifier_evaluation",
     "strategy_evaluation", "router_model", "escalation_detector", "serving_bundle", "system_evaluation",
 )  # fmt: skip
 """What the report must hold to be whole."""
@@ -199,8 +199,19 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             ("type", "MB", "predicted MB", "bits a weight", "perplexity / parent", "tokens/s", "zstd ratio", "K-quant fallback"),
             tuple(
                 (r["type"], f"{r['bytes'] / 1e6:.1f}", f"{r['predicted_bytes'] / 1e6:.1f}", f"{r['bits_per_weight']:.2f}",
-                 f"{r['perplexity_ratio']:.4f}", f"{r['tokens_per_second']:.0f}", f"{r['zstd_ratio']:.3f}", f"{r['fallback_share']:.0%}")
+                 f"{r['perplexity_ratio']:.4f}", f"{r['tokens_per_second']:.0f}", f"{r['zstd_ratio']:.3f}", f"{r['fallback_share']:.0%} {r.get('fallbacks', '')}".strip())
                 for r in frontier["rows"]
+            ),
+        )  # fmt: skip
+    if chain := reports.get("parity_chain", {}).get(None):
+        yield Table(
+            "Parity chain",
+            f"{chain['benchmark']}. KL in nats a token; the served answers against the first link's: McNemar p {number(chain['score_p_value'])}.",
+            ("link", "must equal", "same ids", "mean KL", "max KL", "mean KL to first", "perplexity", "score", "problem"),
+            tuple(
+                (r["link"], number(r["must_equal"]), f"{r['same_ids']} of {r['prompts']}", number(r["mean_kl"]), number(r["max_kl"]),
+                 number(r["mean_kl_first"]), number(r["perplexity"]), proportion(r["score"]), r["problem"])
+                for r in chain["links"]
             ),
         )  # fmt: skip
     if modifiers := reports.get("modifier_evaluation"):

@@ -161,6 +161,24 @@ def test_planes_beat_zstd_on_pruned_weights_with_a_minimum(tmp_path: Path) -> No
     assert report.ratio < 0.75 < 0.9 < report.ratio_zstd == zstd_ratio(tmp_path / "model.gguf", 10)
 
 
+def test_a_thorough_level_keeps_the_shorter_frame(tmp_path: Path) -> None:
+    """Words of four codes: zstd proper finds what the planes' coder does not look for."""
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    draw = np.random.default_rng(0)
+    words = draw.integers(0, 256, (64, 4), np.uint8)
+    blocks = np.concatenate([np.ones((4096, 2), np.uint8), words[draw.integers(0, 64, (4096, 8))].reshape(-1, 32)], 1)
+    writer.add_tensor("w", blocks.reshape(256, -1), raw_dtype=GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    fast, thorough = (
+        pack(tmp_path / "model.gguf", tmp_path / str(level), level=level, dictionary_kb=8) for level in (10, 19)
+    )
+    assert fast.bit_identical and thorough.bit_identical
+    assert thorough.ratio < 0.5 * fast.ratio
+
+
 def test_memory_does_not_grow_with_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CHUNK", "CHUNK_1"):
         monkeypatch.setattr(module, name, 1 << 15)
