@@ -72,11 +72,12 @@ def read_pairs(files: Sequence[Path], seed: int) -> list[Pair]:
 
 
 def held_out_pairs(files: Sequence[Path], apart_from: Sequence[Pair], tokenizer: Any, tokens: int) -> list[Pair]:
-    """Pairs whose answers make up ``tokens`` tokens; no question of them was calibrated on; short questions."""
+    """Pairs whose answers make up ``tokens`` tokens; no question of them was calibrated on; short questions
+    with long answers, as the tokens of questions cost as much and are not counted."""
     known = {pair.instruction for pair in apart_from}
     chosen, total = [], 0
     for pair in read_pairs(files, 1):
-        if pair.instruction in known or len(pair.instruction) > 300 or not 40 <= len(pair.response) <= 1500:
+        if pair.instruction in known or len(pair.instruction) > 300 or not 300 <= len(pair.response) <= 2000:
             continue
         chosen.append(pair)
         total += len(tokenizer.encode(pair.response, add_special_tokens=False)) + 1
@@ -95,7 +96,7 @@ def answer_losses(gguf: Path, tokenizer: Any, pairs: Sequence[Pair]) -> list[lis
 
 
 def sensitivities(checkpoint: Path, work: Path, pairs: Sequence[Pair], check: int, results: Results) -> Imatrix:
-    """The importance matrix; keeps losses predicted with and without it, and ``check`` single tensors measured."""
+    """The importance matrix; keeps the losses that are predicted with it, and ``check`` single tensors measured."""
     if "losses" in results.rows:
         return read_imatrix(work / "imatrix.gguf")
     model, tokenizer = load_checkpoint(checkpoint, "float32")
@@ -115,16 +116,14 @@ def sensitivities(checkpoint: Path, work: Path, pairs: Sequence[Pair], check: in
     lap("curvature")
     options = candidates(read_layout(work / "f16.gguf"), KINDS)
     meter = KlMeter(model, tokenizer, pairs)
-    losses, scales = {}, {}
-    for name, used in {"imatrix": imatrix, "plain": None}.items():
-        raw = predict_losses(work / "f16.gguf", curvature, options, used)
-        lap(f"errors in {len(KINDS)} types, {name}")
-        scales[name] = fit_scales(meter, work / "f16.gguf", raw, used)
-        lap(f"scales, {name}")
-        losses[name] = scaled(raw, scales[name])
+    raw = predict_losses(work / "f16.gguf", curvature, options, imatrix)
+    lap(f"errors in {len(KINDS)} types")
+    scales = fit_scales(meter, work / "f16.gguf", raw, imatrix)
+    lap("scales")
+    losses = scaled(raw, scales)
     results.keep("tokens", {"importance matrix": imatrix.tokens, "scales": meter.tokens})
-    results.keep("scales", scales)
-    results.keep("check", check_single_tensors(work, losses["imatrix"], meter, imatrix, check))
+    results.keep("scales", {name: round(scale, 2) for name, scale in scales.items()})
+    results.keep("check", check_single_tensors(work, losses, meter, imatrix, check))
     lap(f"{check} single tensors")
     results.keep("seconds", seconds)
     results.keep("losses", losses)
@@ -167,23 +166,20 @@ def measure(results: Results, name: str, path: Path, tokenizer: Any, pairs: Sequ
 
 def show(results: Results) -> None:
     rows = results.rows
-    if "seconds" in rows:
-        print("seconds:", ", ".join(f"{name} {value:.0f}" for name, value in rows["seconds"].items()))
-        print("scales:", json.dumps({k: {c: round(x, 2) for c, x in v.items()} for k, v in rows["scales"].items()}))
+    print("seconds:", ", ".join(f"{name} {value:.0f}" for name, value in rows["seconds"].items()))
+    print("measured over predicted loss by class:", ", ".join(f"{k} {v:.2f}" for k, v in rows["scales"].items()))
     parent = np.array(rows["F16"]["answers"])
     tokens = int(parent[:, 1].sum())
     print(f"\n{len(parent)} held-out answers, {tokens:,} tokens; F16 perplexity {_perplexity(parent):.4f}\n")
-    print("| file | MB | perplexity | over F16 | against stock, 95 % |")
-    print("|---|---|---|---|---|")
+    print("| file | MB | perplexity | over F16 | against llama.cpp's mix, 95 % | against it with imatrix, 95 % |")
+    print("|---|---|---|---|---|---|")
     for name, row in rows.items():
         if isinstance(row, Mapping) and "answers" in row and name != "F16":
             answers = np.array(row["answers"])
-            versus = ""
-            if name != row["against"]:
-                low, value, high = _change(answers, np.array(rows[row["against"]]["answers"]))
-                versus = f"{value:+.2%} ({low:+.2%} to {high:+.2%})"
             over = _perplexity(answers) / _perplexity(parent) - 1
-            print(f"| {name} | {row['bytes'] / 1e6:.2f} | {_perplexity(answers):.4f} | {over:+.2%} | {versus} |")
+            versus = [_against(answers, rows, row.get(key)) for key in ("against", "also_against")]
+            cells = [name, f"{row['bytes'] / 1e6:.2f}", f"{_perplexity(answers):.4f}", f"{over:+.2%}", *versus]
+            print(f"| {' | '.join(cells)} |")
     print()
     for name, row in rows.items():
         if isinstance(row, Mapping) and "types" in row:
@@ -202,11 +198,13 @@ def _perplexity(answers: Any) -> float:
     return float(np.exp(nats / tokens))
 
 
-def _change(answers: Any, stock: Any) -> tuple[float, float, float]:
-    """Relative change of perplexity with its bootstrap interval over answers: (low, value, high)."""
-    both = np.column_stack([answers[:, 0] - stock[:, 0], answers[:, 1]])
-    found = bootstrap(both, lambda rows: float(np.expm1(rows[:, 0].sum() / rows[:, 1].sum())), 0)
-    return found.low, found.value, found.high
+def _against(answers: Any, rows: Mapping[str, Any], other: str | None) -> str:
+    """Relative change of perplexity with its bootstrap interval over answers."""
+    if other is None or other not in rows:
+        return ""
+    both = np.column_stack([answers[:, 0] - np.array(rows[other]["answers"])[:, 0], answers[:, 1]])
+    found = bootstrap(both, lambda part: float(np.expm1(part[:, 0].sum() / part[:, 1].sum())), 0)
+    return f"{found.value:+.2%} ({found.low:+.2%} to {found.high:+.2%})"
 
 
 def main() -> None:
@@ -232,21 +230,21 @@ def main() -> None:
     if "F16" not in results.rows:
         measure(results, "F16", f16, tokenizer, held_out)
     layout, losses = read_layout(f16), results.rows["losses"]
-    for suffix, used in ((", imatrix", imatrix), ("", None)):
-        cost: Losses = losses["imatrix" if used else "plain"]
-        for type in options.types:
-            stock, mix = f"{type}{suffix}", f"mix as {type}{suffix}"
-            if stock not in results.rows:
-                if type == SPECIFIED:
-                    types = specification_types(layout, cost)
-                    quantize_file(f16, out, file_type(layout, types), imatrix=used, types=types)
-                else:
-                    quantize_file(f16, out, type, imatrix=used)
-                measure(results, stock, out, tokenizer, held_out, against=stock)
-            if mix not in results.rows:
-                types = choose_types(layout, cost, results.rows[stock]["bytes"])
-                quantize_file(f16, out, file_type(layout, types), imatrix=used, types=types)
-                measure(results, mix, out, tokenizer, held_out, against=stock, types=types_by_class(types))
+    for type in options.types:
+        specified = specification_types(layout, losses) if type == SPECIFIED else None
+        base = file_type(layout, specified) if specified else type
+        quantize_file(f16, out, base, types=specified)
+        budget = out.stat().st_size
+        if type not in results.rows:
+            measure(results, type, out, tokenizer, held_out)
+        if f"{type}, imatrix" not in results.rows:
+            quantize_file(f16, out, base, imatrix=imatrix, types=specified)
+            measure(results, f"{type}, imatrix", out, tokenizer, held_out, against=type)
+        if f"mix as {type}" not in results.rows:
+            types = choose_types(layout, losses, budget)
+            quantize_file(f16, out, file_type(layout, types), imatrix=imatrix, types=types)
+            row = {"against": type, "also_against": f"{type}, imatrix", "types": types_by_class(types)}
+            measure(results, f"mix as {type}", out, tokenizer, held_out, **row)
     show(results)
 
 

@@ -99,11 +99,11 @@ def collect_imatrix(
 def _linear_inputs(module: Any, receive: Callable[[str, Any], None], *, prefix: str) -> Iterator[None]:
     """Call ``receive(GGUF name, inputs)`` for every linear layer of ``module`` that runs."""
 
-    def hook(name: str) -> Callable[[Any, Any], None]:
+    def receiver(name: str) -> Callable[[Any, Any], None]:
         return lambda _, inputs: receive(name, inputs[0])
 
     hooks = [
-        layer.register_forward_pre_hook(hook(gguf_name(f"{prefix}{path}.weight")))
+        layer.register_forward_pre_hook(receiver(gguf_name(f"{prefix}{path}.weight")))
         for path, layer in linear_layers(module)
     ]
     try:

@@ -4,8 +4,9 @@ Second order: a change ``d`` of the weights costs ``1/2 d' F d`` nats a token of
 under labels drawn from the model itself. Of F only the diagonal is kept, and of a tensor's diagonal its two marginals:
 ``F[i, j] ~ rows[i] columns[j]``, each summed over tokens with the other side's size as weight (a token of huge inputs
 and no gradient, such as the first of a text, then counts for nothing; the product of two plain means would be ruled by
-it). Against KL divergences that were measured, the estimate is off by a factor that hardly differs within a class
-of tensors, so ``fit_scales`` measures each class once.
+it). On SmolLM2-135M, KL divergences that were measured are 0.5 (keys) to 2.1 (values) times the estimate by class of
+tensors, so ``fit_scales`` measures each class once; single tensors are then foretold within 0.66 to 1.28 (ten drawn at
+random, in types from Q8_0 to IQ4_XS, losses from 6e-8 to 4e-4 nats).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
