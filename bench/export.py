@@ -5,12 +5,12 @@
 Without CHECKPOINT a random Llama of LAYERSxWIDTH with the packaged student's vocabulary is made (16x2048: 1.1 billion
 weights, 2.1 GB). Every way runs in a process of its own, on files that are in the page cache; a row is the median run.
 MB/s are of the checkpoint's bytes. Memory is what the process grew by at its peak, after the libraries were loaded.
+The plain ways leave the tokenizer out.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -95,19 +95,28 @@ WAYS: dict[str, Way] = {
 }
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+def memory_mb(field: str) -> float:
+    """``VmRSS`` now, or ``VmHWM``, the most since ``forget_peak``."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines[field].split()[0]) / 1e3
 
 
-def child(way: str, checkpoint: Path, small: Path) -> None:
-    """Run one way once warm on a tiny checkpoint, then on the real one; print seconds and growth."""
+def forget_peak() -> None:
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark starts again from here
+
+
+def child(way: str, checkpoint: Path, small: Path, repeat: int) -> None:
+    """Run one way once warm on a tiny checkpoint, then on the real one; print seconds and growth of each run."""
     with tempfile.TemporaryDirectory(dir=small.parent) as folder:
         WAYS[way](small, Path(folder) / "small.gguf")
-        before, started = peak_mb(), time.perf_counter()
-        WAYS[way](checkpoint, Path(folder) / "out.gguf")
-        seconds = time.perf_counter() - started
-        size = (Path(folder) / "out.gguf").stat().st_size
-        print(json.dumps({"seconds": seconds, "memory_mb": peak_mb() - before, "bytes": size}))
+        for _ in range(repeat):
+            forget_peak()
+            before, started = memory_mb("VmRSS"), time.perf_counter()
+            WAYS[way](checkpoint, Path(folder) / "out.gguf")
+            seconds = time.perf_counter() - started
+            size = (Path(folder) / "out.gguf").stat().st_size
+            row = {"seconds": seconds, "memory_mb": memory_mb("VmHWM") - before, "bytes": size}
+            print(json.dumps(row))
 
 
 def make_checkpoint(shape: str, out: Path) -> None:
@@ -131,13 +140,11 @@ def make_checkpoint(shape: str, out: Path) -> None:
 
 
 def measure(way: str, checkpoint: Path, small: Path, repeat: int) -> dict[str, Any]:
-    command = [sys.executable, __file__, str(checkpoint), "--small", str(small), "--way", way]
-    rows = []
-    for _ in range(repeat):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise SystemExit(f"{way}: {done.stderr}")
-        rows.append(json.loads(done.stdout.splitlines()[-1]))
+    command = [sys.executable, __file__, str(checkpoint), "--small", str(small), "--way", way, "--repeat", str(repeat)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{way}: {done.stderr}")
+    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     size = sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
     seconds = statistics.median(row["seconds"] for row in rows)
     return {
@@ -156,11 +163,12 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--folder", type=Path, help="where the random checkpoint and the outputs go")
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--small", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.way:
-        child(given.way, given.checkpoint, given.small)
+        child(given.way, given.checkpoint, given.small, given.repeat)
         return
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         small, checkpoint = Path(folder) / "small", given.checkpoint or Path(folder) / "checkpoint"
@@ -171,7 +179,7 @@ def main() -> None:
         print(f"{checkpoint.name}: largest tensor {largest / 1e6:,.0f} MB, {os.cpu_count()} cores")
         print(f"{'':20} {'s':>8} {'MB/s':>8} {'memory MB':>10} {'file MB':>9}")
         rows = []
-        for way in WAYS:
+        for way in given.only:
             row = measure(way, checkpoint, small, given.repeat)
             rows.append(row)
             print(
