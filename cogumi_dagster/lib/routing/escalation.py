@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation import statistics as stats
 from cogumi_dagster.lib.routing.calibration import sigmoid
-from cogumi_dagster.lib.routing.features import Floats, hash_text
+from cogumi_dagster.lib.routing.features import Floats, hashed_text
 
 log = logging.getLogger(__name__)
 
@@ -62,9 +62,8 @@ class EscalationDetector:
 
     def score(self, text: str) -> float:
         """P(the writer is dissatisfied with the answer before). 0.5 is the operating point."""
-        hashed = hash_text(text, len(self.weights), SIZES)
-        used = np.flatnonzero(hashed)
-        return float(sigmoid(self.weights[used] @ hashed[used] + self.bias))
+        columns, values = hashed_text(text, len(self.weights), SIZES)
+        return float(sigmoid(self.weights[columns] @ values + self.bias))
 
     def save(self, path: Path) -> int:
         """Write float16 weights as .npz; return the bytes."""
@@ -190,7 +189,10 @@ def _hashed(texts: Sequence[str]) -> Any:
     """Hashed n-grams, sparse (n, 32768)."""
     from scipy import sparse
 
-    return sparse.vstack([sparse.csr_matrix(hash_text(text, BUCKETS, SIZES)) for text in texts]).tocsr()
+    rows = [hashed_text(text, BUCKETS, SIZES) for text in texts]
+    ends = np.cumsum([0, *(len(columns) for columns, _ in rows)])
+    columns, values = (np.concatenate(side) for side in zip(*rows, strict=True))
+    return sparse.csr_matrix((values, columns, ends), shape=(len(texts), BUCKETS))
 
 
 def _fit_teacher(texts: Sequence[str], unhappy: NDArray[np.bool_], embed: Embed) -> Callable[[Sequence[str]], Floats]:

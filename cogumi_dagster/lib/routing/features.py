@@ -40,7 +40,15 @@ MIN_ROWS = 20
 
 
 def hash_text(text: str, dimensions: int, sizes: Sequence[int] = (3,)) -> Floats:
-    """Signed hashing of word 1-2-grams and character n-grams of ``sizes`` into (dimensions,), length 1.
+    """``hashed_text`` as a vector (dimensions,)."""
+    columns, values = hashed_text(text, dimensions, sizes)
+    vector = np.zeros(dimensions)
+    vector[columns] = values
+    return vector
+
+
+def hashed_text(text: str, dimensions: int, sizes: Sequence[int] = (3,)) -> tuple[NDArray[np.int64], Floats]:
+    """Signed hashing of word 1-2-grams and character n-grams of ``sizes``: (places, values), of length 1 together.
 
     Words and characters weigh the same. Lower case; the middle of a long text is skipped. The hashes
     are CRC-32 and a multiplicative one in NumPy: 0.1 ms, where scikit-learn's HashingVectorizer takes 1.5 ms.
@@ -51,10 +59,9 @@ def hash_text(text: str, dimensions: int, sizes: Sequence[int] = (3,)) -> Floats
     grams = [*words[1:-1], *map(" ".join, pairwise(words))]
     of_words = np.array([zlib.crc32(gram.encode("utf-8", "surrogatepass")) for gram in grams], dtype=np.uint32)
     codes = np.frombuffer(" ".join(words).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
-    parts = [_scatter(of_words, dimensions)]
-    parts += [_scatter(_character_hashes(codes, size), dimensions) for size in sizes]
-    total = np.sum([part / (np.linalg.norm(part) or 1.0) for part in parts], axis=0)
-    return np.asarray(total / (np.linalg.norm(total) or 1.0))
+    hashes = [of_words, *(_character_hashes(codes, size) for size in sizes)]
+    parts = [_of_length_one(*_scattered(some, dimensions)) for some in hashes]
+    return _of_length_one(np.concatenate([at for at, _ in parts]), np.concatenate([value for _, value in parts]))
 
 
 def _character_hashes(codes: NDArray[np.uint32], size: int) -> NDArray[np.uint32]:
@@ -66,15 +73,19 @@ def _character_hashes(codes: NDArray[np.uint32], size: int) -> NDArray[np.uint32
     return hashes
 
 
-def _scatter(hashes: NDArray[np.uint32], dimensions: int) -> Floats:
-    """Add +1 or -1 for each hash at its place, after MurmurHash3's finalizer has mixed the bits."""
+def _scattered(hashes: NDArray[np.uint32], dimensions: int) -> tuple[NDArray[np.int64], Floats]:
+    """A place and +1 or -1 for each hash, after MurmurHash3's finalizer has mixed the bits."""
     mixed = (hashes ^ (hashes >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     mixed ^= mixed >> np.uint32(16)
-    signs = 1.0 - 2.0 * (mixed >> np.uint32(31))
-    return np.asarray(
-        np.bincount((mixed % np.uint32(dimensions)).astype(np.int64), weights=signs, minlength=dimensions)
-    )
+    return (mixed % np.uint32(dimensions)).astype(np.int64), 1.0 - 2.0 * (mixed >> np.uint32(31))
+
+
+def _of_length_one(places: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], Floats]:
+    """Values at the same place added, and all divided by their length."""
+    columns, of = np.unique(places, return_inverse=True)
+    total = np.bincount(of, weights=values, minlength=len(columns))
+    return columns, np.asarray(total / (np.linalg.norm(total) or 1.0))
 
 
 @cache
