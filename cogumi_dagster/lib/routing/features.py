@@ -78,14 +78,14 @@ def _scattered(hashes: NDArray[np.uint32], dimensions: int) -> tuple[NDArray[np.
     mixed = (hashes ^ (hashes >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     mixed = (mixed ^ (mixed >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     mixed ^= mixed >> np.uint32(16)
-    return (mixed % np.uint32(dimensions)).astype(np.int64), 1.0 - 2.0 * (mixed >> np.uint32(31))
+    return (mixed % np.uint32(dimensions)).astype(np.int64), 1.0 - 2.0 * (mixed >> np.uint32(31)).astype(np.float64)
 
 
 def _of_length_one(places: NDArray[np.int64], values: Floats) -> tuple[NDArray[np.int64], Floats]:
     """Values at the same place added, and all divided by their length."""
     columns, of = np.unique(places, return_inverse=True)
     total = np.bincount(of, weights=values, minlength=len(columns))
-    return columns, np.asarray(total / (np.linalg.norm(total) or 1.0))
+    return columns, total / (float(np.linalg.norm(total)) or 1.0)
 
 
 @cache
