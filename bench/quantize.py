@@ -230,21 +230,17 @@ def main() -> None:
     if "F16" not in results.rows:
         measure(results, "F16", f16, tokenizer, held_out)
     layout, losses = read_layout(f16), results.rows["losses"]
-    for type in options.types:
-        specified = specification_types(layout, losses) if type == SPECIFIED else None
-        base = file_type(layout, specified) if specified else type
-        quantize_file(f16, out, base, types=specified)
-        budget = out.stat().st_size
-        if type not in results.rows:
-            measure(results, type, out, tokenizer, held_out)
-        if f"{type}, imatrix" not in results.rows:
-            quantize_file(f16, out, base, imatrix=imatrix, types=specified)
-            measure(results, f"{type}, imatrix", out, tokenizer, held_out, against=type)
-        if f"mix as {type}" not in results.rows:
-            types = choose_types(layout, losses, budget)
-            quantize_file(f16, out, file_type(layout, types), imatrix=imatrix, types=types)
-            row = {"against": type, "also_against": f"{type}, imatrix", "types": types_by_class(types)}
-            measure(results, f"mix as {type}", out, tokenizer, held_out, **row)
+    for name in chain(*([type, f"mix as {type}"] for type in options.types), (f"{t}, imatrix" for t in options.types)):
+        if name in results.rows:
+            continue
+        type = name.removeprefix("mix as ").removesuffix(", imatrix")
+        used, row = None if name == type else imatrix, {} if name == type else {"against": type}
+        types = specification_types(layout, losses) if type == SPECIFIED else None
+        if name.startswith("mix"):
+            types = choose_types(layout, losses, results.rows[type]["bytes"])
+            row |= {"also_against": f"{type}, imatrix", "types": types_by_class(types)}
+        quantize_file(f16, out, file_type(layout, types) if types else type, imatrix=used, types=types)
+        measure(results, name, out, tokenizer, held_out, **row)
     show(results)
 
 
