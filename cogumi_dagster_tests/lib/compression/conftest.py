@@ -132,10 +132,9 @@ def logits_of() -> Callable[..., Any]:
 
 def _own(folder: Path, ids: list[int], adapter: Path | None, change: Callable[[Any], None]) -> Any:
     import torch
+    from transformers import AutoModelForCausalLM
 
-    from cogumi_dagster.lib.training.student import load_checkpoint
-
-    model, _ = load_checkpoint(folder, "float32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     if adapter:
         from peft import PeftModel
 
