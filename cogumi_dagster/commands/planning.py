@@ -130,8 +130,9 @@ def _show_plan(plan: ModelPlan, limit: int | None) -> None:
     print_table(Table(f"Training the {plan.runs[0].what}, by device", "", tuple(columns), devices))
     console.print(
         f"\n[dim]{here}: {plan.devices[0].basis}; the others: data sheets, dense bf16. Training is assumed to reach "
-        f"{CPU_UTILIZATION:.0%} and {ACCELERATOR_UTILIZATION:.0%} of that, decoding one stream {DECODE_EFFICIENCY:.0%} "
-        f"of the bandwidth. {plan.examples:,} examples at most, of about {plan.example_tokens:.0f} tokens. Recomputing "
+        f"{CPU_UTILIZATION:.0%} and {ACCELERATOR_UTILIZATION:.0%} of that (less for students under 1B), decoding one "
+        f"stream {DECODE_EFFICIENCY:.0%} of the bandwidth. {plan.examples:,} examples at most, of about "
+        f"{plan.example_tokens:.0f} tokens. Recomputing "
         f"is gradient checkpointing. {RULE}[/]"
     )
 
@@ -189,4 +190,6 @@ def _bytes(count: int) -> str:
 
 
 def _time(seconds: float) -> str:
+    if seconds < 10:
+        return f"{seconds:.1f} s"
     return duration(seconds) if seconds < 5400 else f"{seconds / 3600:,.1f} h"

@@ -13,9 +13,11 @@ THIS_MACHINE = "this machine"
 
 ACCELERATOR_UTILIZATION = 0.30
 """Assumed share of the dense bf16 rate that LoRA training reaches; Llama 3's pretraining reached 0.38 to 0.43 of an
-H100 (arXiv 2407.21783, table 4), and small micro-batches, adapters and 4-bit weights cost a part of that."""
-CPU_UTILIZATION = 0.50
-"""Assumed share of the measured matrix-product rate; profile quick's QLoRA on two cores did 42 of about 100 GFLOP/s."""
+H100 (arXiv 2407.21783, table 4), and small micro-batches, adapters and 4-bit weights cost a part of that. Students
+under a billion parameters have too little work in each kernel and reach less."""
+CPU_UTILIZATION = 0.65
+"""Assumed share of the measured matrix-product rate: profile quick's QLoRA did 71 GFLOP/s (133 tokens/s) on two quiet
+cores that multiply float32 matrices at 54 each."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.artifacts import ArtifactRef
-from cogumi_dagster.lib.planning.hardware import this_machine
+from cogumi_dagster.lib.planning.hardware import CPU_UTILIZATION, this_machine
 from cogumi_dagster.lib.planning.shapes import ModelShape, read_folder
 from cogumi_dagster.lib.planning.sizes import (
     TYPES,
@@ -65,7 +65,10 @@ def compare_training(refs: Sequence[ArtifactRef], profile: Profile, sources: Pat
         Comparison("base_adapter", "steps, at most", run.steps, report["steps"]),
     ]
     if profile.compute.device == "cpu":
-        seconds = run.flops / this_machine().training_flops
+        rate = (
+            report.get("machine_flops_per_second") or this_machine().flops
+        )  # as it was just after the run, or as it is
+        seconds = run.flops / (CPU_UTILIZATION * rate)
         rows.append(Comparison("base_adapter", "seconds, at most about", seconds, report["seconds"]))
     return [row for row in rows if row.actual]
 
