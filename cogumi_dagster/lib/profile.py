@@ -244,7 +244,7 @@ class CompressionConfig(Section):
     zstd_level: Count = 10
     dictionary_kb: Count = 128
     perplexity_tokens: Count = Field(2048, description="held-out tokens on which perplexity is measured")
-    parity_tasks: Count = Field(4, description="tasks that every link of the parity chain answers")
+    parity_tasks: Count = Field(2, description="tasks that every link of the parity chain answers")
 
 
 class ModifiersConfig(Section):
