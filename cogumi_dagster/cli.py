@@ -87,8 +87,7 @@ def plan(
 ) -> None:
     """Say what a run would make and why, and how long that took last time.
 
-    With --student or --budget: what a student becomes and costs, and what fits, from shapes alone: nothing is loaded,
-    downloaded or sent.
+    With --student or --budget: what a student becomes and costs, and what fits, from its shapes alone.
     """
     if what not in ("", "dataset"):
         raise CogumiError(f"there is no plan of {what!r}", "cogumi plan, or cogumi plan dataset")

@@ -133,7 +133,7 @@ def _show_plan(plan: ModelPlan, limit: int | None) -> None:
         f"{CPU_UTILIZATION:.0%} and {ACCELERATOR_UTILIZATION:.0%} of that (less for students under 1B), decoding one "
         f"stream {DECODE_EFFICIENCY:.0%} of the bandwidth. {plan.examples:,} examples at most, of about "
         f"{plan.example_tokens:.0f} tokens. Recomputing "
-        f"is gradient checkpointing. {RULE}[/]"
+        f"is gradient checkpointing.{'' if limit else ' ' + RULE}[/]"
     )
 
 
