@@ -54,27 +54,31 @@ def one(data: Inputs, config: PruningConfig, given: argparse.Namespace) -> tuple
     started = time.perf_counter()
     report = prune(data.checkpoint, data.train, data.held_out, pruned, config, scratch=scratch)
     prune_seconds = time.perf_counter() - started
+    row = {
+        "method": config.method + (f" {config.mask_structure}" if config.mask_structure != "0:0" else ""),
+        "gradual": bool(config.schedule),
+        "linear": config.sparsity_feed_forward,
+        "overall": report.sparsity,
+        "prune_seconds": prune_seconds,
+        "perplexity_parent": report.perplexity_before,
+        "pruned": report.perplexity_after / report.perplexity_before,
+        "held_out_tokens": report.perplexity_tokens,
+        "steps": [(step.sparsity, step.perplexity, step.perplexity_recovered) for step in report.pruning],
+        "recovered": float("nan"),
+        "recover_seconds": 0.0,
+    }
+    if not given.steps:
+        return row, pruned
     steps = given.steps // 4 if config.schedule else given.steps
     recovery = RecoveryConfig(steps=steps, learning_rate=given.rate, batch_tokens=given.batch)
     started = time.perf_counter()
     after = recover(pruned, data.checkpoint, data.train, data.held_out, out, recovery)
     assert report.masks_intact and after.mask_intact
     shutil.rmtree(scratch, ignore_errors=True)
-    parent = report.perplexity_before
-    return {
-        "method": config.method + (f" {config.mask_structure}" if config.mask_structure != "0:0" else ""),
-        "gradual": bool(config.schedule),
-        "linear": config.sparsity_feed_forward,
-        "overall": report.sparsity,
-        "prune_seconds": prune_seconds,
-        "perplexity_parent": parent,
-        "pruned": report.perplexity_after / parent,
-        "recovered": after.perplexity_recovered / parent,
-        "recover_seconds": time.perf_counter() - started,
-        "trained_tokens": after.tokens,
-        "held_out_tokens": after.perplexity_tokens,
-        "steps": [(row.sparsity, row.perplexity, row.perplexity_recovered) for row in report.pruning],
-    }, out
+    row["recovered"] = after.perplexity_recovered / report.perplexity_before
+    row["recover_seconds"] = time.perf_counter() - started
+    row["trained_tokens"] = after.tokens
+    return row, out
 
 
 def types(data: Inputs, checkpoint: Path, given: argparse.Namespace, label: str) -> Iterator[Row]:
@@ -109,12 +113,13 @@ def main() -> None:
     parser.add_argument("--gradual", nargs="*", type=float, default=[0.5, 0.65])
     parser.add_argument("--embeddings", type=float, default=0.0, help="their sparsity, as a share of the others'")
     parser.add_argument("--samples", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--steps", type=int, default=40, help="of training; 0 leaves it out")
     parser.add_argument("--batch", type=int, default=1024)
     parser.add_argument("--rate", type=float, default=1e-4)
     parser.add_argument("--types", nargs="*", default=["Q8_0", "Q4_0", "Q5_K_M"])
     add_arguments(parser)
     given = parser.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
     data = inputs(given)
     model, _ = load_sound(data.checkpoint)
     classes = {name: sum(w.numel() for w in weights) for name, weights in class_weights(model).items()}
