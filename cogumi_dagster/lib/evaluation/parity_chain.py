@@ -43,8 +43,9 @@ BENCHMARK_SEED = 20_260_601
 """Of the fixed benchmark: the same tasks in every run, of the split that nothing is trained on."""
 LONGEST_SOLUTION = 56
 """Characters. Decoding is what the chain spends most of its time on."""
-BROKEN_KL = 1e-2
-"""Mean KL (nats a token) from which a link that must be equal counts as broken."""
+BROKEN_KL, BROKEN_SERVED_KL = 1e-2, 5e-2
+"""Mean KL (nats a token) from which a link that must be equal counts as broken. Merging SmolLM2-135M into bfloat16 costs
+3e-3, its f16 GGUF 2e-6; the server's cache of 16 bit costs 2e-3 on quantized weights, and its tokens are few."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,7 @@ def _problem(link: Link, seen: Observed, previous: Observed, files: _Files) -> s
         return f"{found}: {causes.of_ids(seen, previous, files.gguf.get(name))}"
     if name == "unpacked" and not _same_bytes(files):
         return "the package unpacks to another file than the quantized one: pack it again"
-    if not link.must_equal or link.mean_kl <= BROKEN_KL:
+    if not link.must_equal or link.mean_kl <= (BROKEN_SERVED_KL if name == "served" else BROKEN_KL):
         return ""
     cause = {
         "merged": lambda: causes.of_merge(chain.student, chain.adapter, chain.merged),
