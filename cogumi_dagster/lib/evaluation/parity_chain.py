@@ -44,8 +44,8 @@ BENCHMARK_SEED = 20_260_601
 LONGEST_SOLUTION = 56
 """Characters. Decoding is what the chain spends most of its time on."""
 BROKEN_KL, BROKEN_SERVED_KL = 1e-2, 5e-2
-"""Mean KL (nats a token) from which a link that must be equal counts as broken. Merging SmolLM2-135M into bfloat16 costs
-3e-3, its f16 GGUF 2e-6; the server's cache of 16 bit costs 2e-3 on quantized weights, and its tokens are few."""
+"""Mean KL (nats a token) from which a link that must be equal counts as broken. On SmolLM2-135M merging into bfloat16
+costs 3e-3, the f16 GGUF 2e-6, and the server 2e-3; its tokens are few."""
 
 
 @dataclass(frozen=True)
