@@ -47,7 +47,8 @@ CHECKS = {
     "packaged_base": "bit_identical! within_budget",
     "compression_frontier": "bytes_predicted",
     "parity_chain": """same_ids! merged_equals_adapter! awq_equals_recovered! gguf_equals_awq!
-        unpacked_equals_quantized! served_equals_unpacked! recovered_within_budget quantized_within_budget score_kept""",
+        unpacked_equals_quantized! served_equals_unpacked! recovered_within_budget quantized_within_budget
+        score_kept""",
     "domain_failures": "enough_failures! verifier_accepts_solver! all_judged",
     "failure_patterns": "silhouette sizes",
     "cascade_examples": "verified_share tier_1_share",
