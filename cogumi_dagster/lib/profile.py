@@ -238,7 +238,8 @@ class CompressionConfig(Section):
     gguf_type: GgufType = "Q5_K_M"
     imatrix: bool = Field(False, description="quantize with an importance matrix of the training examples")
     budget_mb: Positive | None = Field(
-        None, description="megabytes (10^6) of the served file, in the mix of types that costs least; else gguf_type's mix"
+        None,
+        description="megabytes (10^6) of the served file, in the mix of types that costs least; else gguf_type's mix",
     )
     frontier_types: tuple[GgufType, ...] = ("Q8_0", "Q5_K_M", "Q4_K_M", "Q4_0")
     zstd_level: Count = 10

@@ -28,6 +28,9 @@ GAP = 1e-6
 TOLERANCE = 2e-6
 """Share of the budget left free: HiGHS lets a constraint be broken by 1e-6."""
 
+LARGEST = 1e4
+"""What the largest loss is scaled to: HiGHS also stops within 1e-6 of the best, and losses are near that in nats."""
+
 INFEASIBLE = 2
 SOLVER_SECONDS = 30.0
 
@@ -121,7 +124,7 @@ def _solve(options: Sequence[tuple[str, str, int, float]], room: int) -> dict[st
     share = csr_array(np.array([[size / room for _, _, size, _ in options]]))
     losses = np.array([loss for *_, loss in options])
     result = milp(
-        losses / (losses.max() or 1.0),  # tolerances are absolute: losses near 1e-6 nats would all be zero to it
+        losses * (LARGEST / (losses.max() or 1.0)),
         integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),
         constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(share, -np.inf, 1.0 - TOLERANCE)],
