@@ -1,7 +1,7 @@
 """AWQ: engines side by side, and what brings the 4-bit export near its parent.
 
-    python bench/awq.py engines --folder /tmp/awq [--samples 16] [--grid 10]
-    python bench/awq.py export  --folder /tmp/awq [--samples 16] [--grid 10]
+    python bench/awq_scales.py engines --folder /tmp/awq [--samples 16] [--grid 10]
+    python bench/awq_scales.py export  --folder /tmp/awq [--samples 16] [--grid 10]
     [--checkpoint DIR --dataset DIR] [--json OUT]
 
 ``engines``: W4 group 64 rounded to nearest, and GGUF types, made from the unscaled checkpoint and from each engine's
@@ -73,7 +73,7 @@ def engines(data: Inputs, given: argparse.Namespace) -> Iterator[Row]:
     model, tokenizer = load_sound(data.checkpoint)
     reference, _ = perplexity_of(answer_logits(model, tokenizer, data.held_out, 1024))
     del model
-    for engine in ("none", "llmcompressor", "autoawq"):
+    for engine in given.parents or ("none", "llmcompressor", "autoawq"):
         checkpoint, made = (data.checkpoint, {}) if engine == "none" else folded(data, given, engine)
         row = {"parent": engine, **made, **export(data, given, checkpoint)}
         f16 = given.folder / "f16.gguf"
@@ -88,7 +88,7 @@ def engines(data: Inputs, given: argparse.Namespace) -> Iterator[Row]:
 
 
 def exports(data: Inputs, given: argparse.Namespace) -> Iterator[Row]:
-    for parent in given.parents:
+    for parent in given.parents or ("none", "llmcompressor"):
         for changes in EXPORTS:
             group = changes.get("group_size", 64)
             checkpoint = data.checkpoint if parent == "none" else folded(data, given, parent, group)[0]
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--grid", type=int, default=10)
-    parser.add_argument("--parents", nargs="*", default=["none", "llmcompressor"])
+    parser.add_argument("--parents", nargs="*", choices=("none", "llmcompressor", "autoawq"))
     add_arguments(parser)
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
