@@ -26,7 +26,7 @@ GAP = 1e-6
 """Share of the best loss by which the solution may miss it."""
 
 TOLERANCE = 2e-6
-"""Share of the budget left free: HiGHS lets a constraint be broken by 1e-6."""
+"""Share of the budget left free: HiGHS takes 0.999999 for one."""
 
 LARGEST = 1e4
 """What the largest loss is scaled to: HiGHS also stops within 1e-6 of the best, and losses are near that in nats."""
@@ -121,13 +121,14 @@ def _solve(options: Sequence[tuple[str, str, int, float]], room: int) -> dict[st
     names = {name: row for row, name in enumerate(dict.fromkeys(name for name, *_ in options))}
     rows, columns = [names[name] for name, *_ in options], np.arange(len(options))
     one_each = csr_array((np.ones(len(options)), (rows, columns)))
-    share = csr_array(np.array([[size / room for _, _, size, _ in options]]))
+    units = csr_array(np.array([[size // ALIGNMENT for _, _, size, _ in options]], np.float64))
+    fits_in = int(room * (1 - TOLERANCE)) // ALIGNMENT
     losses = np.array([loss for *_, loss in options])
     result = milp(
         losses * (LARGEST / (losses.max() or 1.0)),
         integrality=np.ones(len(options)),
         bounds=Bounds(0, 1),
-        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(share, -np.inf, 1.0 - TOLERANCE)],
+        constraints=[LinearConstraint(one_each, 1, 1), LinearConstraint(units, -np.inf, fits_in)],
         options={"mip_rel_gap": GAP, "time_limit": SOLVER_SECONDS},
     )
     if result.x is None and result.status != INFEASIBLE:
