@@ -53,8 +53,8 @@ TORCH = """
         torch.empty(3_000_000_000, dtype=torch.uint8)
         print("torch had 3 GB of 2")
     except RuntimeError as error:
-        from cogumi_dagster.defs.artifact import _out_of_memory
-        print("torch refused", _out_of_memory(error))
+        from cogumi_dagster.lib.errors import out_of_memory
+        print("torch refused", out_of_memory(error))
 """
 
 

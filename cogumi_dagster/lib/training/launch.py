@@ -125,9 +125,10 @@ def main(path: Path) -> None:
             workers=workers,
         )
     except CogumiError as error:
-        if workers.rank == 0:
-            said = {"problem": error.problem, "mend": error.mend, "retryable": error.retryable}
-            (scratch / ERROR).write_text(json.dumps(said))
+        # whoever fails first says so: torchrun ends the others at once
+        aside = scratch / f"{ERROR}.{workers.rank}"
+        aside.write_text(json.dumps({"problem": error.problem, "mend": error.mend, "retryable": error.retryable}))
+        os.replace(aside, scratch / ERROR)
         raise
     if workers.rank == 0:
         (scratch / REPORT).write_bytes(pickle.dumps(report))

@@ -109,7 +109,7 @@ def test_sampling_reaches_the_engine_for_base_and_modifier(assistant, engine) ->
     params = Params(max_tokens=7, temperature=0.5, top_p=0.9, seed=3, stop=("x",))
     assistant.answer(user("hard code"), "cogumi", params)
     wanted = {"max_tokens": 7, "temperature": 0.5, "top_p": 0.9, "seed": 3, "stop": ("x",)}
-    assert engine.samplings == [wanted, wanted]
+    assert engine.samplings == [wanted | {"logprobs": True}, wanted | {"logprobs": False}], "only the router reads them"
 
 
 def test_raw_text_is_routed_too(assistant, engine) -> None:

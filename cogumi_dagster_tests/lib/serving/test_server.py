@@ -167,13 +167,14 @@ def test_parameters_reach_the_engine_and_harmless_fields_do_not_hurt(quiet_room,
         **(HARD | {"model": "cogumi-base"}), temperature=0.7, top_p=0.5, seed=11, stop="x", max_completion_tokens=9,
         n=1, user="u", metadata={"a": "b"}, store=False, presence_penalty=0, frequency_penalty=0.0,
     )  # fmt: skip
-    wanted = {"max_tokens": 9, "temperature": 0.7, "top_p": 0.5, "seed": 11, "stop": ("x",)}
+    wanted = {"max_tokens": 9, "temperature": 0.7, "top_p": 0.5, "seed": 11, "stop": ("x",), "logprobs": False}
     assert quiet_room.engine.samplings == [wanted]
 
 
 def test_defaults_are_greedy(quiet_room) -> None:
     post(quiet_room, HARD | {"model": "cogumi-base", "temperature": None, "stop": None})
-    assert quiet_room.engine.samplings == [{"max_tokens": 256, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": ()}]
+    wanted = {"max_tokens": 256, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": (), "logprobs": False}
+    assert quiet_room.engine.samplings == [wanted]
 
 
 def test_the_demo_client_reads_routes(quiet_room) -> None:
