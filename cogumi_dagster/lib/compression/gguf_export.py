@@ -215,7 +215,7 @@ def quiet_llama() -> Iterator[None]:
 
     @llama_cpp.llama_log_callback
     def listen(level: int, text: bytes, _: Any) -> None:
-        if level >= 4:
+        if level == 4:  # an error; 5 continues the line before
             log.warning("llama.cpp: %s", text.decode(errors="replace").strip())
 
     llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
