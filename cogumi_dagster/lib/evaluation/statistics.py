@@ -57,7 +57,7 @@ class Proportion:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A statistic of ``count`` rows with its bootstrap 95 % interval. NaN where it is undefined."""
+    """A statistic of ``count`` rows with its 95 % interval. NaN where it is undefined."""
 
     value: float
     low: float
@@ -188,6 +188,23 @@ def balanced_accuracy(labels: Sequence[Hashable], predictions: Sequence[Hashable
     totals = Counter(labels)
     right = Counter(label for label, guess in zip(labels, predictions, strict=True) if label == guess)
     return math.fsum(right[label] / total for label, total in totals.items()) / len(totals) if totals else math.nan
+
+
+def mean_of_shares(shares: Sequence[Proportion]) -> Estimate:
+    """The mean of independent proportions (recalls: balanced accuracy) with a 95 % interval.
+
+    The interval recovers each side's variance from the Wilson intervals (MOVER; Zou and Donner 2008, after Newcombe
+    1998), so that it does not vanish where all are right or all are wrong, as a bootstrap's does.
+    """
+    known = [share for share in shares if share.count]
+    if not known:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    values = [share.value for share in known]
+    ends = [wilson(share.successes, share.count) for share in known]
+    mean = math.fsum(values) / len(values)
+    down = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, ends, strict=True))) / len(values)
+    up = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, ends, strict=True))) / len(values)
+    return Estimate(mean, max(0.0, mean - down), min(1.0, mean + up), sum(share.count for share in known))
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike) -> float:

@@ -124,3 +124,17 @@ def test_paired_difference_counts_wins_and_losses() -> None:
 def test_bad_input_is_refused(scores: list[float], labels: list[int], said: str) -> None:
     with pytest.raises(CogumiError, match=said):
         s.auroc(scores, labels)
+
+
+def test_the_mean_of_shares_has_an_interval_even_at_its_ends() -> None:
+    none, all_ = s.mean_of_shares([s.Proportion(0, 6)] * 2), s.mean_of_shares([s.Proportion(6, 6)] * 2)
+    assert none.value == none.low == 0.0 and 0.2 < none.high < 0.4
+    assert all_.value == all_.high == 1.0 and 0.6 < all_.low < 0.8
+    half = s.mean_of_shares([s.Proportion(50, 100), s.Proportion(50, 100)])
+    wide = s.wilson(100, 200)
+    assert (half.low, half.high, half.count) == (
+        pytest.approx(wide[0], abs=2e-3),
+        pytest.approx(wide[1], abs=2e-3),
+        200,
+    )
+    assert s.mean_of_shares([]).count == 0
