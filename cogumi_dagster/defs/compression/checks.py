@@ -48,6 +48,7 @@ COMPRESSION_FRONTIER = (
     Claim("bytes_predicted", "worst_prediction_error", "predicted against actual bytes, worst type", at_most="bytes_predicted_within"),
 )  # fmt: skip
 PARITY_CHAIN = (
+    Claim("nothing_broken", lambda m: sum(bool(link["problem"]) for link in m["links"]), "links that the chain calls broken", at_most=0.0, blocking=True),
     Claim("same_ids", "same_ids", "prompts to which every link's tokenizer and template give the same ids", at_least=1.0, blocking=True),
     Claim("merged_equals_adapter", _link("merged", "mean_kl"), "mean KL of merged against student + adapter", at_most="merge_kl", blocking=True),
     Claim("awq_equals_recovered", _link("awq", "mean_kl"), "mean KL of the folded against the recovered checkpoint", at_most="export_kl", blocking=True),

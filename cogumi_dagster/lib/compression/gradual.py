@@ -1,15 +1,12 @@
 """Prune to the profile's targets, at once or over a schedule with recovery training between the steps."""
 
-import json
-import os
-import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.artifacts import file_sha256
 from cogumi_dagster.lib.compression.compressor import Calibration, calibration_set, load_sound
 from cogumi_dagster.lib.compression.prune import Targets, prune_model, require_prunable, steps_of
 from cogumi_dagster.lib.compression.pruning_steps import (
@@ -24,11 +21,10 @@ from cogumi_dagster.lib.compression.recover import prunable_weights, train_maske
 from cogumi_dagster.lib.evaluation.plots import LinePlot
 from cogumi_dagster.lib.profile import PruningConfig
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.merge import answer_logits, perplexity_of
 from cogumi_dagster.lib.training.student import save_checkpoint
-
-MANIFEST = "step.json"
 
 
 @dataclass(frozen=True)
@@ -90,7 +86,8 @@ def prune(
         data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)
     run = _Run(parent, tokenizer, data, calibration, held_out, config, device, seed)
     targets = steps_of(config)
-    rows, start = _newest(scratch)
+    key = f"{config.model_dump_json()} {seed}"
+    rows, start = _newest(scratch, key)
     resumed = max(0, len(rows) - 1)
     if not rows:
         perplexity, right = run.perplexity(parent), score(parent, tokenizer, run.tasks)
@@ -103,7 +100,8 @@ def prune(
         row = run.prune(model, number, target)
         if number < len(targets):
             row = run.recover(model, row, _part_of(progress, number, len(targets)))
-            start = _keep(scratch, model, tokenizer, [*rows, row])
+            said = {"steps": [asdict(done) for done in (*rows, row)]}
+            start = save_step(scratch, number, partial(save_checkpoint, model.bfloat16(), tokenizer), said, key, keep=1)
         rows.append(row)
     save_checkpoint(model.bfloat16(), tokenizer, out)
     classes = tuple(name for name in ("attention", "feed_forward", "embeddings") if targets[-1].of(name) > 0)
@@ -204,31 +202,10 @@ def _part_of(progress: Progress, number: int, of: int) -> Progress:
     return report
 
 
-def _keep(scratch: Path, model: Any, tokenizer: Any, rows: Sequence[PruningStep]) -> Path:
-    """Write a finished step aside, its hashes last, rename it into place and remove the one before."""
-    folder = scratch / f"step-{rows[-1].step:02d}"
-    aside = scratch / f".tmp-{os.getpid()}"
-    for stale in (aside, folder):
-        shutil.rmtree(stale, ignore_errors=True)
-    aside.mkdir(parents=True)
-    save_checkpoint(model.bfloat16(), tokenizer, aside)
-    hashes = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
-    text = json.dumps({"files": hashes, "steps": [asdict(row) for row in rows]})
-    (aside / MANIFEST).write_text(text)
-    os.replace(aside, folder)
-    for old in scratch.glob("step-*"):
-        if old != folder:
-            shutil.rmtree(old, ignore_errors=True)
-    return folder
-
-
-def _newest(scratch: Path) -> tuple[list[PruningStep], Path | None]:
+def _newest(scratch: Path, key: str) -> tuple[list[PruningStep], Path | None]:
     """The rows and the checkpoint of the newest step that is whole; nothing where there is none."""
-    for folder in sorted(scratch.glob("step-*"), reverse=True):
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-            if all(file_sha256(folder / name) == digest for name, digest in manifest["files"].items()):
-                return [PruningStep.from_json(row) for row in manifest["steps"]], folder
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-    return [], None
+    found = newest_step(scratch, key)
+    if found is None:
+        return [], None
+    _, folder, said = found
+    return [PruningStep.from_json(row) for row in said["steps"]], folder

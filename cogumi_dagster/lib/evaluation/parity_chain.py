@@ -26,7 +26,7 @@ from cogumi_dagster.lib.evaluation.parity_links import (
     observe_gguf,
     observe_served,
 )
-from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
+from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks import draw_tasks, verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -96,8 +96,9 @@ class ChainReport:
     links: tuple[Link, ...]
     same_ids: Proportion
     """Over all links and prompts."""
-    score_p_value: float
-    """Of the first link's answers against the served ones, McNemar's exact test; below 0.05 the score has changed."""
+    score_p_value: float | None
+    """Of the first link's answers against the served ones, McNemar's exact test; below 0.05 the score has changed. None
+    with fewer tasks than could ever show it."""
     broken: str
     """Names of the broken links, in order."""
 
@@ -244,7 +245,9 @@ def _by_task(tasks: Sequence[Task], answers: Mapping[str, Sequence[str]]) -> lis
     ]
 
 
-def _p_value(tasks: Sequence[Task], before: Sequence[str], after: Sequence[str]) -> float:
+def _p_value(tasks: Sequence[Task], before: Sequence[str], after: Sequence[str]) -> float | None:
+    if mcnemar(len(tasks), 0) >= SIGNIFICANCE:
+        return None
     pairs = [
         (bool(verify(task, one).passed), bool(verify(task, other).passed))
         for task, one, other in zip(tasks, before, after, strict=True)

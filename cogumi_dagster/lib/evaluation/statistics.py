@@ -19,6 +19,8 @@ Floats = NDArray[np.float64]
 
 Z95 = 1.959963984540054
 """The 97.5 % quantile of the normal distribution: two-sided 95 %."""
+SIGNIFICANCE = 0.05
+"""A p-value below it counts as a difference."""
 
 RESAMPLES = 1000
 """Bootstrap resamples: the ends of a 95 % interval then vary by about 1 % of its width between seeds."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from cogumi_dagster.lib.evaluation.answers import answer_tasks
 from cogumi_dagster.lib.evaluation.humaneval import check, load_problems, prompt_for
-from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
+from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar
 from cogumi_dagster.lib.inference import Engine, Message
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
@@ -109,7 +109,7 @@ def evaluate_system(
         oracle=_share([row["base"]["passed"] or any(m["passed"] for m in row["modifiers"].values()) for row in rows]),
         gain=(won - lost) / max(1, len(rows)),
         p_value=p_value,
-        regresses=lost > won and p_value < 0.05,
+        regresses=lost > won and p_value < SIGNIFICANCE,
         escalated_to_modifier=_share(escalated),
         win_rate=Proportion(won, won + lost),
         systems=_systems(rows, passed, tasks),

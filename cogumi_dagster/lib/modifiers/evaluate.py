@@ -5,13 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family
-from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
+from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.failures import modifier_tasks
 from cogumi_dagster.lib.progress import Progress, silent
-
-SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)

@@ -89,20 +89,8 @@ def collate(items: Sequence[Encoded], pad: int) -> Batch:
     return Batch(ids, mask, targets, tuple(item.index for item in items), supervised, int(mask.sum()))
 
 
-def answer_loss(model: Any, batch: Batch) -> Any:
-    """Mean cross-entropy over the supervised tokens.
-
-    Logits are computed at supervised positions only: with a vocabulary of 49,152 and a hidden size
-    of 576 they would otherwise be half of the work.
-    """
-    import torch.nn.functional as functional
-
-    logits, targets = supervised_logits(model, batch)
-    return functional.cross_entropy(logits.float(), targets)
-
-
 def supervised_logits(model: Any, batch: Batch) -> tuple[Any, Any]:
-    """(logits (n, vocabulary), target ids (n,)) at the n supervised positions of a batch."""
+    """(logits (n, vocabulary), target ids (n,)) at the n supervised positions of a batch, and at no other."""
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = causal.get_input_embeddings().weight.device
     hidden = causal.model(input_ids=batch.ids.to(device), attention_mask=batch.mask.to(device)).last_hidden_state

@@ -16,13 +16,15 @@ from typing import Any
 from cogumi_dagster.lib.errors import CogumiError, out_of_memory
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.progress import Progress
+from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Encoded
 from cogumi_dagster.lib.training.flops import step_flops
 from cogumi_dagster.lib.training.packing import answer_losses, pack, rows_of, schedule
-from cogumi_dagster.lib.training.resume import newest_state, save_state
 from cogumi_dagster.lib.training.workers import Workers
 
 log = logging.getLogger(__name__)
+
+STATE = "state.pt"
 
 
 def evaluation_loss(model: Any, encoded: Sequence[Encoded], row_tokens: int, workers: Workers | None = None) -> float:
@@ -190,19 +192,24 @@ class Loop:
                 parameters[name].copy_(value)
 
     def _save(self, step: int) -> None:
+        import torch
+
         if self.workers.rank == 0:
             state = {"adapter": self._weights(), "optimizer": self.optimizer.state_dict(), "best": self.best}
             said = {
                 "log": self.log, "evaluations": self.evaluations, "notes": self.notes, "row_tokens": self.row_tokens,
                 "stopped_early": self.stopped_early,
             }  # fmt: skip
-            save_state(self.scratch, step, state, said, self._key)
+            save_step(self.scratch, step, lambda folder: torch.save(state, folder / STATE), said, self._key)
 
     def _restore(self) -> int:
-        found = newest_state(self.scratch, self._key)
+        import torch
+
+        found = newest_step(self.scratch, self._key)
         if found is None:
             return 0
-        step, state, said = found
+        step, folder, said = found
+        state = torch.load(folder / STATE, weights_only=True, map_location="cpu")
         self._put(state["adapter"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best, self.log = state["best"], said["log"]

@@ -84,7 +84,7 @@ def test_a_schedule_has_a_row_for_the_parent_and_for_each_step(whole: tuple[Path
     assert (record.pruned, record.tasks) == (("attention", "feed_forward", "embeddings"), 3)
     assert said[0].startswith("1/9 step 1: loss")
     assert len(said) == 6
-    assert [path.name for path in (folder / "scratch").iterdir()] == ["step-02"], "only the newest step is kept"
+    assert [path.name for path in (folder / "scratch").iterdir()] == ["step-000002"], "only the newest step is kept"
 
 
 def test_a_killed_run_goes_on_from_its_last_finished_step_to_the_same_weights(
@@ -121,11 +121,13 @@ def test_a_damaged_step_is_not_gone_on_from(
     whole: tuple[Path, PruningReport, list[str]], student: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
     shutil.copytree(whole[0] / "scratch", tmp_path / "scratch")
-    weights = tmp_path / "scratch/step-02/model.safetensors"
+    weights = tmp_path / "scratch/step-000002/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert gradual._newest(tmp_path / "scratch") == ([], None)
-    rows, folder = gradual._newest(whole[0] / "scratch")
-    assert (len(rows), folder) == (3, whole[0] / "scratch/step-02")
+    key = f"{SCHEDULE.model_dump_json()} 0"
+    assert gradual._newest(tmp_path / "scratch", key) == ([], None)
+    assert gradual._newest(whole[0] / "scratch", "another configuration") == ([], None)
+    rows, folder = gradual._newest(whole[0] / "scratch", key)
+    assert (len(rows), folder) == (3, whole[0] / "scratch/step-000002")
 
 
 def test_a_mask_that_is_broken_shows(

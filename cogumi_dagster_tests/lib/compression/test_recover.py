@@ -90,14 +90,15 @@ def test_without_masks_training_would_fill_the_zeros(student: Path, pruned: Path
 def test_the_hardest_examples_are_chosen(pruned: Path, pairs: list[Pair]) -> None:
     import torch
 
-    from cogumi_dagster.lib.training.batches import answer_loss, collate, encode_pairs
+    from cogumi_dagster.lib.training.batches import collate, encode_pairs, supervised_logits
 
     model, tokenizer = load_checkpoint(pruned, "float32")
     encoded, _ = encode_pairs(tokenizer, pairs, 512)
     groups = module._hardest(model, encoded, STEPS, tokenizer.pad_token_id)
     chosen = {item.index for group in groups for item in group}
     with torch.no_grad():
-        loss = {item.index: float(answer_loss(model, collate([item], 0))) for item in encoded}
+        alone = {item.index: supervised_logits(model, collate([item], 0)) for item in encoded}
+    loss = {index: float(torch.nn.functional.cross_entropy(*answer)) for index, answer in alone.items()}
     assert len(chosen) == len(pairs) // 2
     assert min(loss[i] for i in chosen) >= max(loss[i] for i in set(loss) - chosen) - 1e-4
     assert all(sum(len(item.ids) for item in group) <= STEPS.batch_tokens for group in groups)

@@ -14,7 +14,7 @@ from cogumi_dagster.lib.compression.gguf_export import quantize_gguf, write_gguf
 from cogumi_dagster.lib.compression.package import pack
 from cogumi_dagster.lib.evaluation import parity_chain as module
 from cogumi_dagster.lib.evaluation import parity_links
-from cogumi_dagster.lib.evaluation.parity_chain import LINKS, Chain, ChainReport, benchmark, check_chain
+from cogumi_dagster.lib.evaluation.parity_chain import LINKS, Chain, ChainReport, _p_value, benchmark, check_chain
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.merge import merge_adapter
 from cogumi_dagster.lib.training.student import load_checkpoint, save_checkpoint
@@ -131,7 +131,7 @@ def test_links_that_must_be_equal_are_and_those_that_may_lose_do(whole: tuple[Ch
 def test_every_link_is_scored_and_its_answers_are_kept(whole: tuple[ChainReport, Path]) -> None:
     report, out = whole
     assert {link.score.count for link in report.links} == {TASKS}
-    assert 0 <= report.score_p_value <= 1
+    assert report.score_p_value is None, "two tasks could never show a difference"
     rows = json.loads((out / "answers.json").read_text())
     assert [path.name for path in out.iterdir()] == ["answers.json"]
     assert [row["prompt"] for row in rows] == [task.prompt for task in benchmark(TASKS)]
@@ -272,3 +272,11 @@ def test_a_server_with_another_template_is_named(
     broken, said = problem("unpacked", "served")
     assert broken == "served"
     assert "the server applies another chat template, or adds a token" in said
+
+
+def test_a_score_that_fell_is_told_from_chance_where_there_are_tasks_enough() -> None:
+    drawn = benchmark(6)
+    right, wrong = [task.solution or "" for task in drawn], [""] * 6
+    assert _p_value(drawn, right, wrong) == pytest.approx(2 * 0.5**6)
+    assert _p_value(drawn, right, right) == 1.0
+    assert _p_value(drawn[:5], right[:5], wrong[:5]) is None

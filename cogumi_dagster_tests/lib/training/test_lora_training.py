@@ -203,7 +203,7 @@ def test_a_run_with_evaluations_resumes_to_the_same_bits(
 def test_killed_in_the_middle_of_a_save_it_resumes_from_the_one_before(
     student: Path, pairs: list[Pair], whole: tuple[Path, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cogumi_dagster.lib.training import resume
+    from cogumi_dagster.lib import resume
 
     real, saves = resume.os.replace, []
 

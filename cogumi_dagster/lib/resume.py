@@ -1,0 +1,45 @@
+"""Finished steps of a long computation that a kill cannot spoil: written aside, hashed, renamed whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cogumi_dagster.lib.artifacts import file_sha256
+
+MANIFEST = "manifest.json"
+
+
+def save_step(
+    folder: Path, step: int, write: Callable[[Path], None], said: dict[str, Any], key: str, *, keep: int = 2
+) -> Path:
+    """Have ``write`` fill ``step-N``; keep the ``keep`` newest. ``said`` is JSON, ``key`` names the run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / f".tmp-{os.getpid()}"
+    for left in folder.glob(".tmp-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    aside.mkdir()
+    write(aside)
+    files = {path.name: file_sha256(path) for path in sorted(aside.iterdir())}
+    (aside / MANIFEST).write_text(json.dumps({"step": step, "key": key, "files": files, "said": said}))
+    final = folder / f"step-{step:06d}"
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(aside, final)
+    for old in sorted(folder.glob("step-*"))[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def newest_step(folder: Path, key: str) -> tuple[int, Path, dict[str, Any]] | None:
+    """(step, its folder, what was said) of this run's newest step whose hashes hold; None where there is none."""
+    for candidate in sorted(folder.glob("step-*"), reverse=True):
+        try:
+            manifest = json.loads((candidate / MANIFEST).read_text())
+            files = manifest["files"].items()
+            if manifest["key"] == key and all(file_sha256(candidate / name) == digest for name, digest in files):
+                return manifest["step"], candidate, manifest["said"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+    return None
