@@ -1,7 +1,6 @@
 """Write Llama, Qwen2 and Qwen3 checkpoints as GGUF, and quantize through llama.cpp."""
 
 import ctypes
-import logging
 import math
 import os
 import tempfile
@@ -20,8 +19,7 @@ from cogumi_dagster.lib.compression.gguf_rope import add_rope, rope_factors
 from cogumi_dagster.lib.compression.gguf_tokenizer import add_tokenizer
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.gguf_file import read_gguf
-
-log = logging.getLogger(__name__)
+from cogumi_dagster.lib.llama_log import quiet_llama
 
 GENERAL_FILE_TYPES = {
     "F16": 1, "Q4_0": 2, "Q8_0": 7, "Q5_0": 8, "Q2_K": 10, "Q3_K_M": 12, "Q4_K_M": 15, "Q5_K_M": 17, "Q6_K": 18,
@@ -206,23 +204,3 @@ def describe_gguf(path: Path, type: str) -> ExportReport:
         kinds[tensor.tensor_type.name] = kinds.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
     parameters, size = sum(kinds.values()), path.stat().st_size
     return ExportReport(type, size, parameters, 8 * size / parameters, kinds, file_sha256(path))
-
-
-@contextmanager
-def quiet_llama() -> Iterator[None]:
-    """Keep llama.cpp's per-tensor chatter out of the terminal; errors go to our log (fallbacks are in the report)."""
-    import llama_cpp
-
-    @llama_cpp.llama_log_callback
-    def listen(level: int, text: bytes, _: Any) -> None:
-        if level == 4:  # an error; 5 continues the line before
-            log.warning("llama.cpp: %s", text.decode(errors="replace").strip())
-
-    llama_cpp.llama_log_set(listen, ctypes.c_void_p(0))
-    try:
-        yield
-    finally:
-        _KEEP.append(listen)  # llama.cpp keeps the pointer: it must outlive this call
-
-
-_KEEP: list[Any] = []

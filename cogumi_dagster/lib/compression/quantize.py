@@ -18,7 +18,6 @@ from cogumi_dagster.lib.compression.gguf_export import (
     GENERAL_FILE_TYPES,
     ExportReport,
     describe_gguf,
-    quiet_llama,
     write_gguf,
     written_aside,
 )
@@ -40,6 +39,7 @@ from cogumi_dagster.lib.compression.sensitivity import (
     scaled,
 )
 from cogumi_dagster.lib.errors import CogumiError, nearest
+from cogumi_dagster.lib.llama_log import quiet_llama
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.student import load_model

@@ -209,16 +209,24 @@ def mean_of_shares(shares: Sequence[Proportion]) -> Estimate:
     return Estimate(mean, max(0.0, mean - down), min(1.0, mean + up), sum(share.count for share in known))
 
 
-def auroc(scores: ArrayLike, labels: ArrayLike) -> float:
-    """The chance that a random positive scores above a random negative; ties count half. NaN with one class."""
+def auroc(scores: ArrayLike, labels: ArrayLike, folds: ArrayLike | None = None) -> float:
+    """The chance that a random positive scores above a random negative; ties count half. NaN with one class.
+
+    ``folds`` (n,) names the model that gave each score: only scores of one model are compared. Pooled
+    scores of a cross-fit are biased below chance, since a fold that holds out positives was fitted
+    with fewer of them and scores everything lower (Forman and Scholz 2010).
+    """
     values, truth = _pair(scores, labels)
-    positives = truth.sum()
-    negatives = len(truth) - positives
-    if positives == 0 or negatives == 0:
-        return math.nan
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
-    return float((ranks[truth == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    fold = np.zeros(len(values)) if folds is None else _same_length(_vector(folds, "folds"), values)
+    won = pairs = 0.0
+    for name in np.unique(fold):
+        inside, right = values[fold == name], truth[fold == name]
+        positives = right.sum()
+        _, group, sizes = np.unique(inside, return_inverse=True, return_counts=True)
+        ranks = (np.cumsum(sizes) - (sizes - 1) / 2)[group]
+        won += ranks[right == 1].sum() - positives * (positives + 1) / 2
+        pairs += positives * (len(right) - positives)
+    return float(won / pairs) if pairs else math.nan
 
 
 def aurc(scores: ArrayLike, labels: ArrayLike) -> float:

@@ -198,6 +198,12 @@ class HeldOut:
     def rows(self) -> Indices:
         return np.sort(np.concatenate([held_out for _, held_out in self.pairs]))
 
+    @property
+    def folds(self) -> Indices:
+        """Which pair held out each of ``rows`` (n,)."""
+        place = {int(row): fold for fold, (_, held_out) in enumerate(self.pairs) for row in held_out}
+        return np.array([place[int(row)] for row in self.rows])
+
 
 def hold_out(examples: Examples, seed: int) -> HeldOut:
     """Keep the test split for the report where it is large enough; else cross-fit the rest as well.
@@ -255,16 +261,17 @@ def bins_for(rows: int) -> int:
     return max(2, min(10, rows // ROWS_PER_BIN))
 
 
-def quality(probs: Floats, passed: Floats, seed: int) -> Quality:
-    """All figures of one probability. Bins are of equal mass."""
-    pairs, bins = np.column_stack([probs, passed]), bins_for(len(probs))
+def quality(probs: Floats, passed: Floats, folds: Indices, seed: int) -> Quality:
+    """All figures of one probability. Bins are of equal mass; AUROC compares rows of one fold only."""
+    rows, bins = np.column_stack([probs, passed, folds]), bins_for(len(probs))
 
     def estimate(score: Any) -> stats.Estimate:
-        return stats.bootstrap(pairs, lambda rows: score(rows[:, 0], rows[:, 1]), seed)
+        return stats.bootstrap(rows, lambda drawn: score(drawn[:, 0], drawn[:, 1]), seed)
 
+    ranked = stats.bootstrap(rows, lambda drawn: stats.auroc(drawn[:, 0], drawn[:, 1], drawn[:, 2]), seed)
     ece = estimate(lambda p, y: stats.expected_calibration_error(p, y, bins))
     noise = stats.calibration_noise(probs, seed, bins)
-    return Quality(ece, estimate(stats.brier), estimate(stats.auroc), estimate(stats.aurc), noise, bins)
+    return Quality(ece, estimate(stats.brier), ranked, estimate(stats.aurc), noise, bins)
 
 
 @dataclass(frozen=True)
@@ -307,16 +314,16 @@ def fit_calibration(rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[Calib
             predictions[name][out] = found.probabilities(examples.confidence[out])
     held = plan.rows
     passed, raw = examples.passed[held], raw_confidence(examples.confidence[held])
-    after, bins = predictions["chosen"][held], bins_for(len(held))
+    after, bins, folds = predictions["chosen"][held], bins_for(len(held)), plan.folds
     report = CalibrationReport(
         rows=len(held),
         base_right=stats.Proportion(int(passed.sum()), len(held)),
         held_out=plan.description,
         method=calibration.method,
-        before=quality(raw, passed, seed),
-        after=quality(after, passed, seed),
-        of_base_rate=quality(np.full(len(held), passed.mean()), passed, seed),
-        of_methods={name: quality(predictions[name][held], passed, seed) for name in METHODS},
+        before=quality(raw, passed, np.zeros_like(folds), seed),
+        after=quality(after, passed, folds, seed),
+        of_base_rate=quality(np.full(len(held), passed.mean()), passed, folds, seed),
+        of_methods={name: quality(predictions[name][held], passed, folds, seed) for name in METHODS},
         reliability_before=stats.reliability_bins(raw, passed, bins),
         reliability_after=stats.reliability_bins(after, passed, bins),
         notes=class_notes(examples.passed[plan.fit]),

@@ -187,7 +187,7 @@ def fit_router(
             routes[row] = found.route(domains[row], confidence[row, 0])
     build_router(examples, plan.fit, calibration, config, seed).save(out)
     router = Router.load(out)
-    held_out = HeldOutRouting(plan.rows, confidence, tuple(routes), tuple(domains))
+    held_out = HeldOutRouting(plan.rows, plan.folds, confidence, tuple(routes), tuple(domains))
     report = report_routing(
         examples,
         held_out,

@@ -17,9 +17,11 @@ from cogumi_dagster.lib.routing.features import Examples, Floats
 
 @dataclass(frozen=True)
 class HeldOutRouting:
-    """Decisions on held-out ``rows``. The other fields have one entry for every example, used or not."""
+    """Decisions on held-out ``rows``. The last three fields have one entry for every example, used or not."""
 
     rows: Indices
+    folds: Indices
+    """Which fit decided each of ``rows``."""
     confidence: Floats
     """(n, 3): P(right) by the router, by its network alone, by its calibration alone."""
     routes: tuple[str | None, ...]
@@ -99,9 +101,9 @@ def report_routing(
         milliseconds_median=round(float(milliseconds[0]), 4),
         milliseconds_p99=round(float(milliseconds[1]), 4),
         thresholds=dict(thresholds),
-        of_router=quality(confidence[:, 0], passed, seed),
-        of_network=quality(confidence[:, 1], passed, seed),
-        of_calibration=quality(confidence[:, 2], passed, seed),
+        of_router=quality(confidence[:, 0], passed, held_out.folds, seed),
+        of_network=quality(confidence[:, 1], passed, held_out.folds, seed),
+        of_calibration=quality(confidence[:, 2], passed, held_out.folds, seed),
         reliability=stats.reliability_bins(confidence[:, 0], passed, bins_for(len(rows))),
         base_right_majority=stats.majority_baseline(passed.tolist()),
         base_right_accuracy=_share(said_right == passed),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.llama_log import quiet_llama
 
 CONTROL = 3
 """``tokenizer.ggml.token_type`` of a control token (llama.cpp's LLAMA_TOKEN_TYPE_CONTROL)."""
@@ -161,7 +162,8 @@ def agreement(tokenizer: Any, gguf: Path, count: int, seed: int = 0) -> Tokenize
     """Compare ids with llama.cpp's on ``count`` varied strings, and decode them back."""
     from llama_cpp import Llama
 
-    llama = Llama(model_path=str(gguf), vocab_only=True, verbose=False)
+    with quiet_llama():
+        llama = Llama(model_path=str(gguf), vocab_only=True, verbose=False)
     same = round_trips = 0
     first = ""
     for text in varied_strings(count, seed):

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from gguf import GGUFReader
 
-from cogumi_dagster.lib.compression.gguf_export import GENERAL_FILE_TYPES, quantize_gguf, quiet_llama, write_gguf
+from cogumi_dagster.lib.compression.gguf_export import GENERAL_FILE_TYPES, quantize_gguf, write_gguf
 from cogumi_dagster.lib.compression.predict import predict_bytes, tensor_types
+from cogumi_dagster.lib.llama_log import quiet_llama
 from cogumi_dagster.lib.planning.shapes import read_folder
 from cogumi_dagster.lib.planning.sizes import checkpoint_bytes
 from cogumi_dagster.lib.training.batches import Pair

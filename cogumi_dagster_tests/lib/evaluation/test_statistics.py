@@ -77,6 +77,16 @@ def test_the_base_rate_is_perfectly_calibrated() -> None:
     assert s.auroc([0.3] * 10, labels) == 0.5
 
 
+def test_auroc_of_a_cross_fit_compares_scores_of_one_model_only() -> None:
+    """Each fold's constant is the base rate of its fit: lower exactly where a positive is held out."""
+    labels = [1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+    folds = [0] * 4 + [1] * 4 + [2] * 4
+    fitted = [1 / 8] * 8 + [2 / 8] * 4
+    assert s.auroc(fitted, labels) < 0.5
+    assert s.auroc(fitted, labels, folds) == 0.5
+    assert s.auroc([0.9, 0.1, 0.1, 0.1, 0.2, 0.3, 0.1, 0.1, 1, 1, 1, 1], labels, folds) == pytest.approx(5 / 6)
+
+
 def test_bins_have_equal_mass() -> None:
     probs = np.concatenate([np.linspace(0, 0.01, 50), np.linspace(0.5, 1, 50)])
     bins = s.reliability_bins(probs, np.zeros(100), bins=10)

@@ -208,7 +208,9 @@ def test_the_blend_leaves_out_an_opinion_that_points_the_wrong_way() -> None:
 def scored(rows: list[dict[str, Any]], routes: list[str | None]) -> RouterReport:
     examples = read_examples(rows)
     confidence = np.full((len(rows), 3), 0.5)
-    held_out = HeldOutRouting(np.arange(len(rows)), confidence, tuple(routes), examples.domains)
+    held_out = HeldOutRouting(
+        np.arange(len(rows)), np.zeros(len(rows), dtype=int), confidence, tuple(routes), examples.domains
+    )
     return report_routing(
         examples, held_out, 0, description="by hand", thresholds={}, parameters=1, bytes_saved=1,
         seconds=np.array([0.001]), notes=(),
