@@ -38,7 +38,7 @@ CHECKS = {
     "student_model": "tokenizer_matches! tokenizer_round_trip",
     "trimmed_student": "ids_remapped! perplexity_kept",
     "base_adapter": "supervised! loss_fell validation_improved",
-    "base_checkpoint": "merged_equals_adapter! nothing_broken! greedy_agreement",
+    "base_checkpoint": "merged_equals_adapter! greedy_agreement",
     "pruned_checkpoint": "sparsity_as_asked masks_kept! perplexity",
     "recovered_checkpoint": "mask_intact! perplexity_recovered",
     "awq_checkpoint": "logits_equal! scales_applied",
@@ -46,7 +46,7 @@ CHECKS = {
     "gguf_model": "export_equals_parent! perplexity_within_budget",
     "packaged_base": "bit_identical! within_budget",
     "compression_frontier": "bytes_predicted",
-    "parity_chain": """same_ids! merged_equals_adapter! nothing_broken! awq_equals_recovered! gguf_equals_awq!
+    "parity_chain": """same_ids! merged_equals_adapter! nothing_broken! awq_equals_recovered! gguf_equals_awq! nothing_broken!
         unpacked_equals_quantized! served_equals_unpacked! recovered_within_budget quantized_within_budget
         score_kept""",
     "domain_failures": "enough_failures! verifier_accepts_solver! all_judged",
