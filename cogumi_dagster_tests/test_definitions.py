@@ -46,7 +46,7 @@ CHECKS = {
     "gguf_model": "export_equals_parent! perplexity_within_budget",
     "packaged_base": "bit_identical! within_budget",
     "compression_frontier": "bytes_predicted",
-    "parity_chain": """same_ids! merged_equals_adapter! nothing_broken! awq_equals_recovered! gguf_equals_awq! nothing_broken!
+    "parity_chain": """same_ids! merged_equals_adapter! awq_equals_recovered! gguf_equals_awq! nothing_broken!
         unpacked_equals_quantized! served_equals_unpacked! recovered_within_budget quantized_within_budget
         score_kept""",
     "domain_failures": "enough_failures! verifier_accepts_solver! all_judged",

@@ -270,6 +270,8 @@ class StrategyConfig(Section):
     batch_problems: Count = 12
     traces: Count = 400
     test_problems: Count = 60
+    suite_share: Share = 0.0
+    """How much of each of the family's suites the trained student takes (1,000 and more problems when whole)."""
     training: LoraConfig = LoraConfig(
         rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=1e-3, max_steps=60, load_in_4bit=False
     )

@@ -89,7 +89,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
 @artifact(
     group="strategy",
     kinds={"gguf"},
-    config=("strategy.test_problems",),
+    config=("strategy.test_problems", "strategy.suite_share"),
     deps=[strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
@@ -105,6 +105,7 @@ def strategy_evaluation(step: Step) -> StrategyEvaluation:
             strategy_family(step.name),
             step.out,
             count=step.profile.strategy.test_problems,
+            suite_share=step.profile.strategy.suite_share,
             seed=step.profile.seed,
             progress=step.progress,
         )

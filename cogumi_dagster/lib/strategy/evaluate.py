@@ -39,6 +39,20 @@ class StageRow:
 
 
 @dataclass(frozen=True)
+class SuiteRow:
+    """The student with adapter on one suite. ``majority`` is what always giving the commoner answer gets."""
+
+    suite: str
+    problems: int
+    accuracy: Proportion
+    majority: Proportion
+    balanced_accuracy: Estimate
+    recall_yes: Proportion
+    recall_no: Proportion
+    exact_traces: Proportion
+
+
+@dataclass(frozen=True)
 class StrategyEvaluation:
     """All stages on the same class-balanced problems of split ``test``, served."""
 
@@ -47,19 +61,35 @@ class StrategyEvaluation:
     problems: int
     majority: Proportion
     stages: tuple[StageRow, ...]
+    suites: tuple[SuiteRow, ...]
     adapter_balanced_accuracy: float
     untrained_balanced_accuracy: float
     p_value: float
 
 
 def evaluate_strategy(
-    engine: Engine, family: StrategyFamily, out: Path, *, count: int, seed: int, progress: Progress = silent
+    engine: Engine,
+    family: StrategyFamily,
+    out: Path,
+    *,
+    count: int,
+    suite_share: float = 0.0,
+    seed: int,
+    progress: Progress = silent,
 ) -> StrategyEvaluation:
-    """``engine`` has the trained adapter loaded under the name ``strategy``."""
+    """``engine`` has the trained adapter loaded under the name ``strategy``.
+
+    The trained student also takes ``suite_share`` of each of the family's suites.
+    """
     tasks = family.problems(count, seed + 13, "test")
+    suites = {
+        suite.name: suite.draw(round(suite_share * suite.size), seed + 17) for suite in family.suites if suite_share
+    }
+    distinct = {task.id: task for drawn in suites.values() for task in drawn}
+    every = 3 * len(tasks) + len(distinct)
 
     def part(index: int) -> Progress:
-        return lambda done, total, note: progress(done + index * total, 3 * total, note)
+        return lambda done, _, note: progress(done + index * len(tasks), every, note)
 
     stages: dict[str, Sequence[Answered]] = {
         "untrained student": attempt(engine, tasks, progress=part(0)),
@@ -67,18 +97,22 @@ def evaluate_strategy(
         "student with adapter": attempt(engine, tasks, adapter=ADAPTER, progress=part(2)),
     }
     rows = [_row(name, answers) for name, answers in stages.items()]
+    answered = attempt(engine, list(distinct.values()), adapter=ADAPTER, progress=part(3))
+    by_id = {answer.task.id: answer for answer in answered}
     solved = [Answered(t, Completion(t.solution or "", "stop", 0, 0), verify(t, t.solution or "")) for t in tasks]
     teacher = _row("teacher (solver, exact)", solved)
     untrained, trained = stages["untrained student"], stages["student with adapter"]
     fixed = sum(not a.passed and b.passed for a, b in zip(untrained, trained, strict=True))
     broke = sum(a.passed and not b.passed for a, b in zip(untrained, trained, strict=True))
-    write_jsonl(out / "answers.jsonl", ({"stage": n, **a.to_json()} for n, answers in stages.items() for a in answers))
+    kept = {**stages, "suites": answered}
+    write_jsonl(out / "answers.jsonl", ({"stage": n, **a.to_json()} for n, answers in kept.items() for a in answers))
     return StrategyEvaluation(
         family=family.name,
         split="test",
         problems=len(tasks),
         majority=majority_baseline([task.answer for task in tasks]),
         stages=(*rows, teacher),
+        suites=tuple(_suite(name, [by_id[task.id] for task in drawn]) for name, drawn in suites.items()),
         adapter_balanced_accuracy=rows[2].balanced_accuracy.value,
         untrained_balanced_accuracy=rows[0].balanced_accuracy.value,
         p_value=mcnemar(fixed, broke),
@@ -86,22 +120,33 @@ def evaluate_strategy(
 
 
 def _row(stage: str, answers: Sequence[Answered]) -> StageRow:
-    labels = [str(answer.task.answer) for answer in answers]
-    said = [said_in(answer) for answer in answers]
-
-    def share(chosen: list[bool]) -> Proportion:
-        return Proportion(sum(chosen), len(chosen))
-
-    def recall(label: str) -> Proportion:
-        return share([guess == label for truth, guess in zip(labels, said, strict=True) if truth == label])
-
     def level(name: str) -> Proportion:
-        return share([answer.passed for answer in answers if answer.task.difficulty == name])
+        return _share([answer.passed for answer in answers if answer.task.difficulty == name])
 
-    exact = [answer.completion.text.strip() == (answer.task.solution or "").strip() for answer in answers]
-    passed = share([answer.passed for answer in answers])
-    yes, no = recall("YES"), recall("NO")
+    yes, no = _recall(answers, "YES"), _recall(answers, "NO")
     return StageRow(
-        stage, len(answers), passed, mean_of_shares([yes, no]), yes, no, share(exact),
+        stage, len(answers), _passed(answers), mean_of_shares([yes, no]), yes, no, _exact(answers),
         level("easy"), level("medium"), level("hard"),
     )  # fmt: skip
+
+
+def _suite(name: str, answers: Sequence[Answered]) -> SuiteRow:
+    yes, no = _recall(answers, "YES"), _recall(answers, "NO")
+    majority = majority_baseline([answer.task.answer for answer in answers])
+    return SuiteRow(name, len(answers), _passed(answers), majority, mean_of_shares([yes, no]), yes, no, _exact(answers))
+
+
+def _share(chosen: Sequence[bool]) -> Proportion:
+    return Proportion(sum(chosen), len(chosen))
+
+
+def _passed(answers: Sequence[Answered]) -> Proportion:
+    return _share([answer.passed for answer in answers])
+
+
+def _recall(answers: Sequence[Answered], label: str) -> Proportion:
+    return _share([said_in(answer) == label for answer in answers if answer.task.answer == label])
+
+
+def _exact(answers: Sequence[Answered]) -> Proportion:
+    return _share([answer.completion.text.strip() == (answer.task.solution or "").strip() for answer in answers])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import write_jsonl
-from cogumi_dagster.lib.strategy.problems import StrategyFamily
+from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily
 from cogumi_dagster.lib.tasks import verify
 
 
@@ -33,7 +33,7 @@ def learn_strategy(journal: Path, family: StrategyFamily, out: Path, *, traces: 
         CogumiError: the family's verifier rejects a trace of its own solver.
     """
     best = int(json.loads((journal / "strategies.json").read_text())["best"])
-    tasks = family.problems(traces, seed + 7, "train")
+    tasks = family.problems(traces, seed + 7, "train", TO_LEARN)
     for task in tasks:
         if task.solution is None or verify(task, task.solution).passed is not True:
             raise CogumiError(

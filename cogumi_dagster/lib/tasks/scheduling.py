@@ -1,4 +1,4 @@
-"""Meeting rooms: can all meetings be held? Decided by a sweep over starts and ends.
+"""Meeting rooms: can all meetings be held? Decided by a tally of the hours that they take.
 
 The published mix: EASY 2 meetings and 2-3 rooms, MEDIUM 3-4 and 2-3, HARD 4-6 and 2-4; starts 9-15, lengths 1-3.
 Most of its answers are YES (all of EASY: two meetings never need three rooms), so accuracy is read against
@@ -6,6 +6,7 @@ the majority, and training uses ``generate_balanced``.
 """
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
@@ -20,21 +21,17 @@ MEETINGS: Mapping[Difficulty, tuple[int, int]] = {"easy": (2, 2), "medium": (3, 
 ROOMS: Mapping[Difficulty, tuple[int, int]] = {"easy": (2, 3), "medium": (2, 3), "hard": (2, 4)}
 STARTS = (9, 15)
 LENGTHS = (1, 3)
+LONGER = (7, 10)
+"""Meetings of a problem longer than any that a student is trained on."""
 
-
-def sweep(meetings: Sequence[Meeting]) -> list[tuple[int, int, int]]:
-    """Events ``(hour, +1 or -1, meetings now running)`` in time order, ends before starts."""
-    events = sorted([(end, -1) for _, end in meetings] + [(start, 1) for start, _ in meetings])
-    running, rows = 0, []
-    for hour, change in events:
-        running += change
-        rows.append((hour, change, running))
-    return rows
+LETTERS = {hour: chr(ord("a") + hour - STARTS[0]) for hour in range(STARTS[0], STARTS[1] + LENGTHS[1])}
+"""Hour 9 is a, 10 is b, ... 17 is i: one token each, where "10" is two and occurs in the problem besides."""
 
 
 def peak(meetings: Sequence[Meeting]) -> int:
     """The most meetings that run at once."""
-    return max((running for _, _, running in sweep(meetings)), default=0)
+    taken = Counter(hour for start, end in meetings for hour in range(start, end))
+    return max(taken.values(), default=0)
 
 
 def is_feasible(meetings: Sequence[Meeting], rooms: int) -> bool:
@@ -43,18 +40,28 @@ def is_feasible(meetings: Sequence[Meeting], rooms: int) -> bool:
 
 
 def trace(meetings: Sequence[Meeting], rooms: int) -> str:
-    """The worked solution: ``9+ 1; 10+ 2; 11- 1; 12- 0; peak 2, rooms 2: YES``."""
-    steps = "; ".join(f"{hour}{'+' if change > 0 else '-'} {running}" for hour, change, running in sweep(meetings))
-    return f"{steps}; peak {peak(meetings)}, rooms {rooms}: {'YES' if is_feasible(meetings, rooms) else 'NO'}"
+    """The worked solution, a tally: meetings in their order, each with its hours and how many took them so far.
+
+    It stops at the first number above ``rooms``. Nothing is sorted, every step looks at one earlier place, and
+    the steps are the same for any number of meetings.
+    """
+    lines, taken = [f"rooms {rooms}"], Counter[int]()
+    for start, end in meetings:
+        line = f"[{start}-{end}]"
+        for hour in range(start, end):
+            taken[hour] += 1
+            line += f" {LETTERS[hour]}{taken[hour]}"
+            if taken[hour] > rooms:
+                return "\n".join([*lines, f"{line} > {rooms}: NO"])
+        lines.append(line)
+    return "\n".join([*lines, f"all within {rooms}: YES"])
 
 
 def prompt_for(meetings: Sequence[Meeting], rooms: int) -> str:
     listed = ", ".join(f"[{start}-{end}]" for start, end in meetings)
     return (
-        f"Meetings: {listed}. Rooms: {rooms}. Can all meetings be scheduled?\n"
-        "A meeting that ends at T does not conflict with one that starts at T. "
-        "Go through starts (+) and ends (-) in time order with the number running, "
-        "compare the peak with the rooms, and end with YES or NO."
+        f"Meetings: {listed}. Rooms: {rooms}. Can all meetings be scheduled? "
+        "A meeting that ends at T does not conflict with one that starts at T. End with YES or NO."
     )
 
 
@@ -63,13 +70,13 @@ class Scheduling:
 
     name = "scheduling"
     domain = "reasoning"
-    max_tokens = 120
-    version = "1"
+    max_tokens = 200
+    version = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         """The published mix of one difficulty."""
         rng = seeded(self.name, difficulty, seed)
-        return distinct(lambda: self._task(*_draw(rng, difficulty, ROOMS[difficulty]), difficulty), count)
+        return distinct(lambda: self._task(*_draw(rng, MEETINGS[difficulty], ROOMS[difficulty]), difficulty), count)
 
     def generate_balanced(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         """As many NO as YES (one more YES for an odd count), in mixed order.
@@ -84,6 +91,15 @@ class Scheduling:
         rng.shuffle(tasks)
         return tasks
 
+    def generate_longer(self, count: int, seed: int) -> list[Task]:
+        """Class-balanced problems of 7 to 10 meetings and 2 to 4 rooms."""
+        rng = seeded(self.name, "longer", "hard", seed)
+        tasks: list[Task] = []
+        for answer, wanted in (("YES", count - count // 2), ("NO", count // 2)):
+            tasks += distinct(partial(self._answering, rng, "hard", ROOMS["hard"], answer, LONGER), wanted)
+        rng.shuffle(tasks)
+        return tasks
+
     def verify(self, task: Task, response: str) -> Verdict:
         said = re.findall(r"\b(yes|no)\b", response, re.IGNORECASE)
         if not said:
@@ -92,9 +108,16 @@ class Scheduling:
             return Verdict(True, "right", 1.0)
         return Verdict(False, f"the answer is {task.answer}, not {said[-1].upper()}")
 
-    def _answering(self, rng: Random, difficulty: Difficulty, rooms: tuple[int, int], answer: str) -> Task | None:
+    def _answering(
+        self,
+        rng: Random,
+        difficulty: Difficulty,
+        rooms: tuple[int, int],
+        answer: str,
+        meetings: tuple[int, int] | None = None,
+    ) -> Task | None:
         for _ in range(100):
-            task = self._task(*_draw(rng, difficulty, rooms), difficulty)
+            task = self._task(*_draw(rng, meetings or MEETINGS[difficulty], rooms), difficulty)
             if task.answer == answer:
                 return task
         return None
@@ -111,9 +134,9 @@ class Scheduling:
         )
 
 
-def _draw(rng: Random, difficulty: Difficulty, rooms: tuple[int, int]) -> tuple[list[Meeting], int]:
+def _draw(rng: Random, count: tuple[int, int], rooms: tuple[int, int]) -> tuple[list[Meeting], int]:
     meetings = []
-    for _ in range(rng.randint(*MEETINGS[difficulty])):
+    for _ in range(rng.randint(*count)):
         start = rng.randint(*STARTS)
         meetings.append((start, start + rng.randint(*LENGTHS)))
     return meetings, rng.randint(*rooms)

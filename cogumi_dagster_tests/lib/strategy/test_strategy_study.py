@@ -11,7 +11,7 @@ from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.strategy import traces as traces_module
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, strategy_family
+from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, attempt, strategy_family
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Split, Verdict
@@ -85,11 +85,11 @@ def test_each_batch_has_fresh_problems(scripted_engine: Callable[..., Any], tmp_
 
 def test_traces_are_verified_and_counted(tmp_path: Path) -> None:
     (tmp_path / "strategies.json").write_text(json.dumps({"best": 1}))
-    report = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=30, seed=0)
+    report = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=36, seed=0)
     rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
-    assert report.traces == len(rows) == 30
-    assert (report.yes, report.no, report.journal_best) == (15, 15, 1)
-    assert report.by_difficulty == {"easy": 10, "medium": 10, "hard": 10}
+    assert report.traces == len(rows) == 36
+    assert (report.yes, report.no, report.journal_best) == (18, 18, 1)
+    assert report.by_difficulty == {"easy": 6, "medium": 12, "hard": 18}
     assert {row["split"] for row in rows} == {"train"}
     assert all(row["solution"].endswith(row["answer"]) for row in rows)
     assert json.loads((tmp_path / "out" / "strategy.json").read_text())["text"] == FAMILY.strategies[-1]
@@ -110,6 +110,7 @@ def test_the_four_stages_stand_side_by_side(
     known = solutions(tasks)
     engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter == ADAPTER else "YES", (ADAPTER,))
     report = evaluate_strategy(engine, FAMILY, tmp_path, count=24, seed=2)
+    assert report.suites == ()
     untrained, told, trained, teacher = report.stages
     assert (report.problems, report.split, report.majority.value) == (24, "test", 0.5)
     assert report.untrained_balanced_accuracy == untrained.balanced_accuracy.value == 0.5
@@ -120,3 +121,21 @@ def test_the_four_stages_stand_side_by_side(
     assert report.p_value == pytest.approx(2 * 0.5**12), "12 fixed, none broken"
     assert len(read_jsonl(tmp_path / "answers.jsonl")) == 72
     assert all(verify(task, known[task.prompt]).passed for task in tasks)
+
+
+def test_suites_are_fresh_and_have_their_own_majority(
+    scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    drawn = [task for suite in FAMILY.suites for task in suite.draw(round(0.1 * suite.size), 2 + 17)]
+    known = solutions(drawn)
+    engine = scripted_engine(lambda adapter, prompt: known.get(prompt, "YES"), (ADAPTER,))
+    report = evaluate_strategy(engine, FAMILY, tmp_path, count=6, suite_share=0.1, seed=2)
+    balanced, published, longer = report.suites
+    assert (balanced.problems, published.problems, longer.problems) == (100, 150, 30)
+    assert (balanced.majority.value, longer.majority.value) == (0.5, 0.5)
+    assert 0.75 < published.majority.value < 0.95, "the published mix is mostly YES"
+    assert all(suite.exact_traces.value == suite.balanced_accuracy.value == 1.0 for suite in report.suites)
+    trained = {task.prompt for task in FAMILY.problems(600, 2 + 7, "train", TO_LEARN)}
+    assert not trained & set(known)
+    asked = [prompt for _, prompt in engine.asked[18:]]
+    assert len(asked) == len(set(asked)), "a problem that comes twice is answered once"

@@ -8,13 +8,27 @@ from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty
 from cogumi_dagster.lib.tasks.scheduling import LENGTHS, MEETINGS, ROOMS, SCHEDULING, STARTS, is_feasible, peak, trace
 
 
-def test_published_trace() -> None:
-    assert trace([(9, 11), (10, 12)], 2) == "9+ 1; 10+ 2; 11- 1; 12- 0; peak 2, rooms 2: YES"
-    assert trace([(9, 11), (10, 12)], 1).endswith("peak 2, rooms 1: NO")
+def test_trace() -> None:
+    assert trace([(9, 11), (10, 12)], 2) == "rooms 2\n[9-11] a1 b1\n[10-12] b2 c1\nall within 2: YES"
+    assert trace([(9, 11), (10, 12), (9, 10)], 1) == "rooms 1\n[9-11] a1 b1\n[10-12] b2 > 1: NO"
 
 
 def test_an_end_frees_the_room_for_a_start_at_the_same_time() -> None:
-    assert trace([(9, 11), (11, 12)], 1) == "9+ 1; 11- 0; 11+ 1; 12- 0; peak 1, rooms 1: YES"
+    assert trace([(9, 11), (11, 12)], 1) == "rooms 1\n[9-11] a1 b1\n[11-12] c1\nall within 1: YES"
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_the_trace_ends_with_the_answer(difficulty: Difficulty) -> None:
+    for task in SCHEDULING.generate_balanced(60, 5, difficulty):
+        meetings, rooms = [tuple(m) for m in task.payload["meetings"]], task.payload["rooms"]
+        assert task.solution and task.solution.endswith("YES" if peak(meetings) <= rooms else "NO")
+        assert task.answer == task.solution.split()[-1]
+
+
+def test_longer_problems_are_balanced_and_longer() -> None:
+    tasks = SCHEDULING.generate_longer(40, 0)
+    assert [task.answer for task in tasks].count("NO") == 20
+    assert {len(task.payload["meetings"]) for task in tasks} == {7, 8, 9, 10}
 
 
 def test_peak_agrees_with_counting_hour_by_hour() -> None:
