@@ -74,7 +74,7 @@ POOLS = {
 }
 DOMAINS = ["code", "reasoning", "math", "science", "conversation", "creative"]
 MODIFIERS = ["code", "reasoning", "automation"]
-STRATEGIES = ["scheduling"]
+STRATEGIES = ["scheduling", "circuit_logic", "course_schedule", "chain_sum", "all"]
 PARTITIONS = {
     **dict.fromkeys(GRAPH["dataset"].split()[:-1], DOMAINS),  # all but distillation_dataset
     **dict.fromkeys(GRAPH["modifiers"].split(), MODIFIERS),

@@ -18,6 +18,7 @@ import dagster as dg
 
 from cogumi_dagster.defs.claims import Claim, evaluate
 from cogumi_dagster.defs.metadata import metadata_of
+from cogumi_dagster.defs.partitions import partitions_made
 from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError, out_of_memory
 from cogumi_dagster.lib.evaluation.statistics import report_json
@@ -126,9 +127,9 @@ def artifact(
             opened = store.open()
             partition = context.partition_key if context.has_partition_key and partitions_def else None
             try:
-                inputs = _inputs(context, opened)
+                inputs = _inputs(context, opened, settings.profile)
                 versions = {_label(a, p): ref.version for a, refs in inputs.items() for p, ref in refs.items()}
-                versions |= teacher_versions(settings, _teacher_partitions(context))
+                versions |= teacher_versions(settings, _teacher_partitions(context, settings.profile))
                 chosen = config_of(settings.profile, config)
                 current = opened.current(name, partition)
                 if current and current.manifest.fingerprint == fingerprint_of(code_version, chosen, versions):
@@ -210,12 +211,17 @@ def _label(asset: str, partition: str | None) -> str:
     return f"{asset}[{partition}]" if partition else asset
 
 
-def _dependencies(context: dg.AssetExecutionContext) -> Iterator[tuple[str, list[str | None]]]:
-    """(asset, partitions) of each input, as the graph's partition mappings say."""
+def _dependencies(context: dg.AssetExecutionContext, profile: Profile) -> Iterator[tuple[str, list[str | None]]]:
+    """(asset, partitions) of each input, as the graph's partition mappings say.
+
+    Of all strategies together, those that the profile names.
+    """
     for name in context.op_def.ins:
         key = context.asset_key_for_input(name)
         try:
-            partitions: list[str | None] = sorted(context.asset_partition_keys_for_input(name))
+            found = sorted(context.asset_partition_keys_for_input(name))
+            known = partitions_made(context.asset_partitions_def_for_input(name), profile)
+            partitions: list[str | None] = [key for key in found if key in known or len(found) == 1]
         except dg.DagsterInvariantViolationError:
             partitions = [None]
         except Exception as error:
@@ -225,16 +231,19 @@ def _dependencies(context: dg.AssetExecutionContext) -> Iterator[tuple[str, list
         yield key.path[-1], partitions
 
 
-def _inputs(context: dg.AssetExecutionContext, store: ArtifactStore) -> dict[str, dict[str | None, ArtifactRef]]:
+def _inputs(
+    context: dg.AssetExecutionContext, store: ArtifactStore, profile: Profile
+) -> dict[str, dict[str | None, ArtifactRef]]:
     return {
         asset: {partition: store.get(asset, partition) for partition in partitions}
-        for asset, partitions in _dependencies(context)
+        for asset, partitions in _dependencies(context, profile)
         if asset != TEACHER_DATA
     }
 
 
-def _teacher_partitions(context: dg.AssetExecutionContext) -> list[str]:
-    return [str(p) for asset, partitions in _dependencies(context) if asset == TEACHER_DATA for p in partitions]
+def _teacher_partitions(context: dg.AssetExecutionContext, profile: Profile) -> list[str]:
+    inputs = _dependencies(context, profile)
+    return [str(partition) for asset, partitions in inputs if asset == TEACHER_DATA for partition in partitions]
 
 
 def _progress(context: dg.AssetExecutionContext, name: str, partition: str | None) -> Progress:

@@ -2,8 +2,20 @@
 
 import dagster as dg
 
-from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS, STRATEGIES
+from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS, STRATEGIES, Profile
 
 domain_partitions = dg.StaticPartitionsDefinition(list(DOMAINS))
 modifier_partitions = dg.StaticPartitionsDefinition(list(MODIFIERS))
 strategy_partitions = dg.StaticPartitionsDefinition(list(STRATEGIES))
+
+
+def partitions_made(
+    definition: dg.PartitionsDefinition | None, profile: Profile | None = None, asked: str | None = None
+) -> list[str | None]:
+    """The partitions that a run makes: all; of the strategies those of the profile, and the one that is asked for."""
+    if definition is None:
+        return [None]
+    keys: list[str | None] = list(definition.get_partition_keys())
+    if definition == strategy_partitions and profile is not None:
+        return [key for key in keys if key in (*profile.strategy.families, asked)]
+    return keys

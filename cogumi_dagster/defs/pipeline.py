@@ -16,6 +16,7 @@ import dagster as dg
 
 from cogumi_dagster.defs.artifact import CODE_KEY, CONFIG_KEY, PIPELINE_TAG, TEACHER_DATA, config_of, teacher_versions
 from cogumi_dagster.defs.graph import ASSETS
+from cogumi_dagster.defs.partitions import partitions_made
 from cogumi_dagster.lib.artifacts import ArtifactStore, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from resources.settings import ProfileResource
@@ -72,17 +73,24 @@ def _specs() -> dict[str, dg.AssetSpec]:
     return ordered
 
 
-def _keys(spec: dg.AssetSpec) -> list[str | None]:
-    return list(spec.partitions_def.get_partition_keys()) if spec.partitions_def else [None]
+Keys = dict[str, list[str | None]]
+"""The partitions of each asset that count in a run."""
 
 
-def _parents(specs: dict[str, dg.AssetSpec], name: str, partition: str | None) -> Iterator[tuple[str, str | None]]:
+def _keys(specs: dict[str, dg.AssetSpec], settings: ProfileResource | None = None, asked: str | None = None) -> Keys:
+    profile = settings.profile if settings else None
+    return {name: partitions_made(spec.partitions_def, profile, asked) for name, spec in specs.items()}
+
+
+def _parents(
+    specs: dict[str, dg.AssetSpec], keys: Keys, name: str, partition: str | None
+) -> Iterator[tuple[str, str | None]]:
     """The inputs of a node: the same partition where parent and child share partitions, else all of the parent's."""
     for dep in specs[name].deps:
         parent = dep.asset_key.path[-1]
         if parent in specs:
             shared = partition is not None and specs[parent].partitions_def == specs[name].partitions_def
-            for key in [partition] if shared else _keys(specs[parent]):
+            for key in [partition] if shared else keys[parent]:
                 yield parent, key
 
 
@@ -95,15 +103,16 @@ def plan(
         CogumiError: an unknown asset or partition.
     """
     specs = _specs()
-    chosen = _chosen(specs, select, partition)
-    current = {(name, key): store.current(name, key) for name in specs for key in _keys(specs[name])}
+    keys = _keys(specs, settings, partition)
+    chosen = _chosen(keys, select, partition)
+    current = {(name, key): store.current(name, key) for name in specs for key in keys[name]}
     versions = {slot: ref.version for slot, ref in current.items() if ref}
     nodes: list[Node] = []
     due: set[tuple[str, str | None]] = set()
     for name in _blocks_in_order(specs):
-        for key in _keys(specs[name]):
+        for key in keys[name]:
             slot = (name, key)
-            reason = _reason(specs, settings, name, key, current, versions, due) if slot in chosen else ""
+            reason = _reason(specs, keys, settings, name, key, current, versions, due) if slot in chosen else ""
             if reason:
                 due.add(slot)
             ref = current[slot]
@@ -111,17 +120,15 @@ def plan(
     return nodes
 
 
-def _chosen(
-    specs: dict[str, dg.AssetSpec], select: Sequence[str], partition: str | None
-) -> set[tuple[str, str | None]]:
+def _chosen(keys: Keys, select: Sequence[str], partition: str | None) -> set[tuple[str, str | None]]:
     """Which nodes were asked for: the assets of ``select`` (all, where there are none), of one partition if given.
 
     With a partition, an asset that has none is meant only where it is named.
     """
     for name in select:
-        if name not in specs:
-            raise CogumiError(f"there is no asset {name!r}", nearest(name, specs))
-    slots = {(name, key) for name in select or specs for key in _keys(specs[name])}
+        if name not in keys:
+            raise CogumiError(f"there is no asset {name!r}", nearest(name, keys))
+    slots = {(name, key) for name in select or keys for key in keys[name]}
     if partition is None:
         return slots
     known = {key for _, key in slots if key is not None}
@@ -134,6 +141,7 @@ def _chosen(
 
 def _reason(
     specs: dict[str, dg.AssetSpec],
+    keys: Keys,
     settings: ProfileResource,
     name: str,
     key: str | None,
@@ -141,7 +149,7 @@ def _reason(
     versions: dict[tuple[str, str | None], str],
     due: set[tuple[str, str | None]],
 ) -> str:
-    parents = list(_parents(specs, name, key))
+    parents = list(_parents(specs, keys, name, key))
     ref = current[name, key]
     if ref is None:
         return "not made yet"
@@ -186,6 +194,7 @@ def run_nodes(
 ) -> list[NodeResult]:
     """Materialize every node that has a reason, block by block; what depends on a failure is skipped."""
     specs, todo = _specs(), [node for node in nodes if node.reason]
+    keys = _keys(specs)
     tags = {PIPELINE_TAG: uuid.uuid4().hex, **(tags or {})}
     job = definitions.resolve_implicit_global_asset_job_def()
     results: list[NodeResult] = []
@@ -193,7 +202,7 @@ def run_nodes(
     for block in _blocks(specs, todo):
         runnable = []
         for node in block:
-            if any(parent in bad for parent in _parents(specs, node.asset, node.partition)):
+            if any(parent in bad for parent in _parents(specs, keys, node.asset, node.partition)):
                 bad.add((node.asset, node.partition))
                 results.append(NodeResult(node, "skipped", 0.0, "an input failed"))
             else:

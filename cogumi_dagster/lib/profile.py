@@ -16,9 +16,10 @@ from cogumi_dagster.lib.errors import CogumiError, nearest
 
 Domain = Literal["code", "reasoning", "math", "science", "conversation", "creative"]
 ModifierName = Literal["code", "reasoning", "automation"]
+StrategyName = Literal["scheduling", "circuit_logic", "course_schedule", "chain_sum", "all"]
 DOMAINS: tuple[str, ...] = get_args(Domain)
 MODIFIERS: tuple[str, ...] = get_args(ModifierName)
-STRATEGIES: tuple[str, ...] = ("scheduling",)
+STRATEGIES: tuple[str, ...] = get_args(StrategyName)
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_NL", "Q3_K_M", "Q2_K"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -266,6 +267,8 @@ class ModifiersConfig(Section):
 
 
 class StrategyConfig(Section):
+    families: tuple[StrategyName, ...] = ("scheduling",)
+    """Which partitions a run of the whole graph makes; the others are there to be asked for."""
     journal_batches: Count = 4
     batch_problems: Count = 12
     traces: Count = 400

@@ -16,7 +16,7 @@ from cogumi_dagster.defs.artifact import CODE_KEY, CONFIG_KEY, config_of, teache
 from cogumi_dagster.defs.pipeline import PROCESS_TAG, Node, plan, process_mark, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS
+from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS, STRATEGIES
 from resources import build_resources
 from resources.settings import ProfileResource
 
@@ -24,18 +24,21 @@ GRAPH = defs.resolve_asset_graph()
 CHAIN = ("source_examples", "teacher_responses", "quality_scores", "curated_examples")
 TAUGHT = CHAIN[:3]
 INDEPENDENT = ("student_model", "escalation_detector")
+LEFT_OUT = set(STRATEGIES) - {"scheduling"}
+"""Strategies that no profile of these tests asks for."""
 Slot = tuple[str, str | None]
 
 
 def keys(asset: str) -> list[str | None]:
     definition = GRAPH.get(dg.AssetKey(asset)).partitions_def
-    return list(definition.get_partition_keys()) if definition else [None]
+    return [key for key in definition.get_partition_keys() if key not in LEFT_OUT] if definition else [None]
 
 
 def parents(asset: str, partition: str | None) -> set[Slot]:
     """Dagster's own account of a node's inputs."""
     mapped = GRAPH.get_parents_partitions(dg.AssetKey(asset), partition).parent_partitions
-    return {(p.asset_key.to_user_string(), p.partition_key) for p in mapped if p.asset_key.path != ["teacher_data"]}
+    slots = {(p.asset_key.to_user_string(), p.partition_key) for p in mapped if p.asset_key.path != ["teacher_data"]}
+    return {slot for slot in slots if slot[1] not in LEFT_OUT or partition is not None}
 
 
 def label(slot: Slot) -> str:
@@ -113,10 +116,21 @@ def test_the_order_is_one_of_making(empty: Store) -> None:
         seen.add((node.asset, node.partition))
 
 
-def test_the_plan_knows_the_inputs_that_dagster_knows() -> None:
+def test_the_plan_knows_the_inputs_that_dagster_knows(empty: Store) -> None:
     specs = pipeline._specs()
+    counted = pipeline._keys(specs, empty.settings)
     for asset, partition in ALL:
-        assert set(pipeline._parents(specs, asset, partition)) == parents(asset, partition)
+        assert set(pipeline._parents(specs, counted, asset, partition)) == parents(asset, partition)
+
+
+def test_a_strategy_that_the_profile_leaves_out_is_made_when_asked_for(full: Store) -> None:
+    assert full.due() == set()
+    asked = full.due(partition="circuit_logic")
+    assert asked == {(name, "circuit_logic") for name, key in ALL if key == "scheduling"} and len(asked) == 4
+    for node in full.plan(partition="circuit_logic"):
+        if node.reason:
+            full.make(node.asset, node.partition)
+    assert full.due() == full.due(partition="circuit_logic") == set()
 
 
 def test_a_full_store_lacks_nothing(full: Store) -> None:

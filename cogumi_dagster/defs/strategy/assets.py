@@ -22,6 +22,7 @@ from cogumi_dagster.lib.training.lora import TrainingReport
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
+    code_version="2",
     pool="gpu",
 )
 def strategy_journal(step: Step) -> JournalReport:
@@ -46,6 +47,7 @@ def strategy_journal(step: Step) -> JournalReport:
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
+    code_version="2",
 )
 def learned_strategy(step: Step) -> StrategyReport:
     """The strategy as text, and worked traces of it on class-balanced problems. Offline the solver writes both."""
@@ -93,6 +95,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     deps=[strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
+    code_version="2",
     pool="gpu",
 )
 def strategy_evaluation(step: Step) -> StrategyEvaluation:

@@ -4,7 +4,7 @@ from cogumi_dagster.defs.claims import Claim, ratio
 
 STRATEGY_JOURNAL = (Claim("strategies_tried", "strategies", "strategies that were tried on problems", at_least=2),)
 LEARNED_STRATEGY = (
-    Claim("classes_balanced", lambda m: abs(m["yes"] - m["no"]) / m["traces"], "difference of the classes' shares", at_most=0.05),
+    Claim("classes_balanced", "imbalance", "largest difference between the shares of a family's classes", at_most=0.05),
 )  # fmt: skip
 STRATEGY_ADAPTER = (
     Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),

@@ -228,11 +228,17 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
     for key, report in reports.get("strategy_evaluation", {}).items():
         yield Table(
             f"Strategy: {key}",
-            f"{report['problems']} class-balanced problems (split test), majority baseline {report['majority']['value']:.2f}.",
-            ("stage", "balanced accuracy", "recall YES", "recall NO", "exact traces"),
+            f"{report['problems']} problems of the test split, classes balanced where answers are closed; majority baseline "
+            f"{report['majority']['value']:.2f}. Suites are of the student with adapter.",
+            ("stage or suite", "problems", "accuracy", "balanced accuracy", "recall by class", "exact traces"),
             tuple(
-                (s["stage"], proportion(s["balanced_accuracy"]), proportion(s["recall_yes"]), proportion(s["recall_no"]), proportion(s["exact_traces"]))
-                for s in report["stages"]
+                (
+                    row.get("stage") or row["suite"], row["problems"], proportion(row["accuracy"]),
+                    proportion(row["balanced_accuracy"]),
+                    ", ".join(f"{label} {proportion(share)}" for label, share in row["recalls"].items()) or "open answers",
+                    proportion(row["exact_traces"]),
+                )
+                for row in (*report["stages"], *report["suites"])
             ),
         )  # fmt: skip
     if system := reports.get("system_evaluation", {}).get(None):

@@ -82,7 +82,7 @@ def _strategy(reports: Reports) -> list[tuple[str, str]]:
     found = []
     for key, report in reports.get("strategy_evaluation", {}).items():
         rows = [_bar(stage["stage"], stage["balanced_accuracy"]) for stage in report["stages"]]
-        caption = f"Balanced accuracy on {report['problems']} class-balanced problems; a constant answer scores 0.5"
+        caption = f"Balanced accuracy on {report['problems']} problems; a constant answer to two classes scores 0.5"
         found += _bars(caption, f"Strategy: {key}", rows, "balanced accuracy")
     return found
 

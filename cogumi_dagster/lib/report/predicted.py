@@ -16,7 +16,7 @@ from cogumi_dagster.lib.planning.sizes import (
     gguf_bytes,
     w4a16_bytes,
 )
-from cogumi_dagster.lib.planning.training import base_run, sample_texts
+from cogumi_dagster.lib.planning.training import base_run, on_device, sample_texts
 from cogumi_dagster.lib.profile import LoraConfig, Profile
 
 CHECKPOINTS = ("base_checkpoint", "pruned_checkpoint", "recovered_checkpoint", "awq_checkpoint")
@@ -52,22 +52,25 @@ def compare_bytes(refs: Sequence[ArtifactRef], profile: Profile) -> list[Compari
 
 
 def compare_training(refs: Sequence[ArtifactRef], profile: Profile, sources: Path) -> list[Comparison]:
-    """Tokens, steps and, on a CPU, time of the base adapter's training."""
+    """Tokens, steps and, on a CPU, memory and time of the base adapter's training."""
     adapter = next((ref for ref in refs if ref.manifest.asset == "base_adapter"), None)
     student = next((ref for ref in refs if ref.manifest.asset == "student_model"), None)
     shape = _shape(student)
     report = _report(adapter) if adapter else {}
     if shape is None or "steps" not in report:
         return []
-    run = base_run(shape, profile, sample_texts(profile, sources))
+    texts = sample_texts(profile, sources)
+    run = base_run(shape, profile, texts)
     rows = [
         Comparison("base_adapter", "tokens, at most", run.tokens, report["tokens"]),
         Comparison("base_adapter", "steps, at most", run.steps, report["steps"]),
     ]
     if profile.compute.device == "cpu":
-        rate = (
-            report.get("machine_flops_per_second") or this_machine().flops
-        )  # as it was just after the run, or as it is
+        machine = this_machine()
+        rate = report.get("machine_flops_per_second") or machine.flops  # as it was just after the run, or as it is
+        memory = on_device(shape, profile.training, run, texts, machine)
+        needed = memory.bytes_checkpointed if memory.checkpointing else memory.bytes_plain
+        rows.append(Comparison("base_adapter", "peak memory, bytes", needed, report.get("peak_memory_bytes", 0)))
         seconds = run.flops / (CPU_UTILIZATION * rate)
         rows.append(Comparison("base_adapter", "seconds, at most about", seconds, report["seconds"]))
     return [row for row in rows if row.actual]

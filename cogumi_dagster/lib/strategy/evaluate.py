@@ -10,13 +10,12 @@ from cogumi_dagster.lib.evaluation.statistics import (
     Proportion,
     majority_baseline,
     mcnemar,
-    mean_of_shares,
 )  # fmt: skip
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.journal import said_in
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt
+from cogumi_dagster.lib.strategy.journal import balanced_accuracy
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, classes_of
 from cogumi_dagster.lib.tasks import verify
 
 ADAPTER = "strategy"
@@ -24,14 +23,14 @@ ADAPTER = "strategy"
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage. Recall is per class; ``exact_traces`` is the share whose whole answer is the solver's."""
+    """One stage. ``exact_traces`` is the share whose whole answer is the solver's."""
 
     stage: str
     problems: int
     accuracy: Proportion
     balanced_accuracy: Estimate
-    recall_yes: Proportion
-    recall_no: Proportion
+    recalls: dict[str, Proportion]
+    """By class; empty where answers are open."""
     exact_traces: Proportion
     easy: Proportion
     medium: Proportion
@@ -47,14 +46,13 @@ class SuiteRow:
     accuracy: Proportion
     majority: Proportion
     balanced_accuracy: Estimate
-    recall_yes: Proportion
-    recall_no: Proportion
+    recalls: dict[str, Proportion]
     exact_traces: Proportion
 
 
 @dataclass(frozen=True)
 class StrategyEvaluation:
-    """All stages on the same class-balanced problems of split ``test``, served."""
+    """All stages on the same problems of split ``test``, served. Classes are balanced where answers are closed."""
 
     family: str
     split: str
@@ -123,17 +121,17 @@ def _row(stage: str, answers: Sequence[Answered]) -> StageRow:
     def level(name: str) -> Proportion:
         return _share([answer.passed for answer in answers if answer.task.difficulty == name])
 
-    yes, no = _recall(answers, "YES"), _recall(answers, "NO")
     return StageRow(
-        stage, len(answers), _passed(answers), mean_of_shares([yes, no]), yes, no, _exact(answers),
+        stage, len(answers), _passed(answers), balanced_accuracy(answers), _recalls(answers), _exact(answers),
         level("easy"), level("medium"), level("hard"),
     )  # fmt: skip
 
 
 def _suite(name: str, answers: Sequence[Answered]) -> SuiteRow:
-    yes, no = _recall(answers, "YES"), _recall(answers, "NO")
     majority = majority_baseline([answer.task.answer for answer in answers])
-    return SuiteRow(name, len(answers), _passed(answers), majority, mean_of_shares([yes, no]), yes, no, _exact(answers))
+    return SuiteRow(
+        name, len(answers), _passed(answers), majority, balanced_accuracy(answers), _recalls(answers), _exact(answers)
+    )
 
 
 def _share(chosen: Sequence[bool]) -> Proportion:
@@ -144,8 +142,10 @@ def _passed(answers: Sequence[Answered]) -> Proportion:
     return _share([answer.passed for answer in answers])
 
 
-def _recall(answers: Sequence[Answered], label: str) -> Proportion:
-    return _share([said_in(answer) == label for answer in answers if answer.task.answer == label])
+def _recalls(answers: Sequence[Answered]) -> dict[str, Proportion]:
+    closed = [answer for answer in answers if classes_of(answer.task)]
+    classes = sorted({str(answer.task.answer) for answer in closed})
+    return {label: _share([a.passed for a in closed if a.task.answer == label]) for label in classes}
 
 
 def _exact(answers: Sequence[Answered]) -> Proportion:

@@ -5,17 +5,18 @@ it proposes them, and its worked traces are exact. The attempts, verdicts and th
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import Answered
-from cogumi_dagster.lib.evaluation.statistics import Proportion, balanced_accuracy, majority_baseline
+from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, majority_baseline, mean_of_shares
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, classes_of, said_in
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,8 @@ class JournalEntry:
     accuracy: Proportion
     balanced_accuracy: float
     majority: Proportion
-    wrong_yes: int
-    wrong_no: int
+    wrong: dict[str, int]
+    """Wrong answers by what was said."""
     unparsed: int
     note: str
 
@@ -83,37 +84,34 @@ def keep_journal(
 
 def _entry(batch: int, strategy: int, answers: Sequence[Answered]) -> JournalEntry:
     labels = [str(answer.task.answer) for answer in answers]
-    if len(set(labels)) < 2:
+    closed = [answer for answer in answers if classes_of(answer.task)]
+    if closed and len({str(answer.task.answer) for answer in closed}) < 2:
         raise CogumiError("a batch of problems has one class only", "raise strategy.batch_problems")
-    said = [said_in(answer) for answer in answers]
-    wrong_yes = sum(label == "NO" and guess == "YES" for label, guess in zip(labels, said, strict=True))
-    wrong_no = sum(label == "YES" and guess == "NO" for label, guess in zip(labels, said, strict=True))
-    unparsed = said.count("")
-    balanced = balanced_accuracy(labels, said)
-    lean = (
-        "says YES too often"
-        if wrong_yes > wrong_no
-        else "says NO too often"
-        if wrong_no > wrong_yes
-        else "errs both ways"
-    )
-    note = (
-        f"{sum(a.passed for a in answers)} of {len(answers)} right; the student {lean}"
-        + (f" and gives no verdict {unparsed} times" if unparsed else "")
-        + ("; it must count what runs at the same time, step by step" if balanced < 0.75 else "")
-    )
-    right = Proportion(sum(answer.passed for answer in answers), len(answers))
+    wrong = Counter(said_in(answer) for answer in closed if not answer.passed)
+    unparsed = wrong.pop("", 0)
+    balanced = balanced_accuracy(answers).value
+    often = [label for label in wrong if wrong[label] > sum(wrong.values()) / 2]
+    lean = f"says {often[0]} too often" if often else "errs both ways" if wrong else ""
+    right = _share([answer.passed for answer in answers])
+    note = "; the student ".join(part for part in (f"{right.successes} of {right.count} right", lean) if part)
+    note += f" and gives no verdict {unparsed} times" if unparsed else ""
+    note += "; it must write the steps down, one by one" if balanced < 0.75 else ""
     return JournalEntry(
-        batch, strategy, len(answers), right, balanced, majority_baseline(labels), wrong_yes, wrong_no, unparsed, note
+        batch, strategy, len(answers), right, balanced, majority_baseline(labels), dict(wrong), unparsed, note
     )
 
 
-def said_in(answer: Answered) -> str:
-    """The verdict an answer ends with: YES, NO or nothing."""
-    import re
+def balanced_accuracy(answers: Sequence[Answered]) -> Estimate:
+    """Mean of the recalls of each family's classes; a family of open answers counts as one class."""
+    groups: dict[tuple[str, str], list[bool]] = {}
+    for answer in answers:
+        label = str(answer.task.answer) if classes_of(answer.task) else ""
+        groups.setdefault((answer.task.family, label), []).append(answer.passed)
+    return mean_of_shares([_share(passed) for passed in groups.values()])
 
-    found = re.findall(r"\b(yes|no)\b", answer.completion.text, re.IGNORECASE)
-    return found[-1].upper() if found else ""
+
+def _share(passed: Sequence[bool]) -> Proportion:
+    return Proportion(sum(passed), len(passed))
 
 
 def _row(entry: JournalEntry) -> dict[str, object]:

@@ -1,19 +1,23 @@
-"""The families of the strategy study: problems with two classes, an exact trace, and written strategies."""
+"""The families of the strategy study: problems, an exact trace, and written strategies."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.inference import Engine, Message
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.tasks import verify
+from cogumi_dagster.lib.tasks import FAMILIES, verify
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Split, Task
 from cogumi_dagster.lib.tasks.scheduling import SCHEDULING
 
-EVEN: Mapping[Difficulty, float] = dict.fromkeys(DIFFICULTIES, 1 / len(DIFFICULTIES))
-UPPER: Mapping[Difficulty, float] = {"medium": 1 / 2, "hard": 1 / 2}
-TO_LEARN: Mapping[Difficulty, float] = {"easy": 1 / 6, "medium": 2 / 6, "hard": 3 / 6}
+Name = TypeVar("Name")
+Mix = Mapping[Difficulty, float]
+EVEN: Mix = dict.fromkeys(DIFFICULTIES, 1 / len(DIFFICULTIES))
+UPPER: Mix = {"medium": 1 / 2, "hard": 1 / 2}
+TO_LEARN: Mix = {"easy": 1 / 6, "medium": 2 / 6, "hard": 3 / 6}
 """Traces of the longer problems teach more."""
 
 
@@ -29,45 +33,47 @@ class Suite:
 
 @dataclass(frozen=True)
 class StrategyFamily:
-    """``strategies[0]`` is no strategy at all; later ones are what the teacher writes after seeing failures."""
+    """One family of tasks, or several that one adapter learns (``parts``).
+
+    ``strategies[0]`` is no strategy at all; later ones are what the teacher writes after seeing failures.
+    ``classes`` are the answers where there are only so many: problems are then balanced over them.
+    """
 
     name: str
-    generate_balanced: Callable[[int, int, Difficulty], list[Task]]
     strategies: tuple[str, ...]
-    max_tokens: int
+    classes: tuple[str, ...] = ()
+    generate: Callable[[int, int, Difficulty], list[Task]] | None = None
+    """The task family's own, unless given: (count, seed, difficulty) -> problems, all classes about as often."""
     suites: tuple[Suite, ...] = ()
+    parts: tuple["StrategyFamily", ...] = ()
 
-    def problems(
-        self, count: int, seed: int, split: Split, mix: Mapping[Difficulty, float] | None = None
-    ) -> list[Task]:
-        """``count`` distinct class-balanced problems of one split, the levels in equal parts or in ``mix``."""
-        return balanced(self.generate_balanced, count, seed, split, mix or EVEN)
-
-
-def balanced(
-    generate: Callable[[int, int, Difficulty], list[Task]],
-    count: int,
-    seed: int,
-    split: Split,
-    mix: Mapping[Difficulty, float],
-) -> list[Task]:
-    """As many YES as NO at each level, from a generator that gives both in equal parts."""
-    chosen: list[Task] = []
-    for level, wanted in _parts(count, mix).items():
-        half: dict[str, list[Task]] = {"YES": [], "NO": []}
-        # a split holds 80 % or 10 % of all problems: draw until both classes are full
-        for task in generate(wanted * (4 if split == "train" else 30), seed, level):
-            if task.split == split and len(half[str(task.answer)]) < (wanted + 1) // 2:
-                half[str(task.answer)].append(task)
-        pairs = [task for pair in zip(half["YES"], half["NO"], strict=False) for task in pair]
-        chosen += pairs[:wanted]
-    return chosen
+    def problems(self, count: int, seed: int, split: Split, mix: Mix | None = None) -> list[Task]:
+        """``count`` problems of one split, distinct at each level; levels in equal parts or in ``mix``."""
+        if self.parts:
+            sizes = _parts(count, {part.name: 1 / len(self.parts) for part in self.parts})
+            return [task for part in self.parts for task in part.problems(sizes[part.name], seed, split, mix)]
+        generate = self.generate or FAMILIES[self.name].generate
+        chosen: list[Task] = []
+        for level, wanted in _parts(count, mix or EVEN).items():
+            # a split holds 80 % or 10 % of all problems: draw until all classes are full
+            drawn = generate(40 + wanted * (4 if split == "train" else 30), seed, level)
+            inside = [task for task in drawn if task.split == split]
+            chosen += _balanced(inside, self.classes, wanted) if self.classes else inside[:wanted]
+        return chosen
 
 
-def _parts(count: int, mix: Mapping[Difficulty, float]) -> dict[Difficulty, int]:
+def _balanced(tasks: Sequence[Task], classes: Sequence[str], wanted: int) -> list[Task]:
+    """As many of each class, one of each in turn."""
+    by_class = {label: [task for task in tasks if task.answer == label] for label in classes}
+    turns = [task for group in zip(*by_class.values(), strict=False) for task in group]
+    return turns[:wanted]
+
+
+def _parts(count: int, mix: Mapping[Name, float]) -> dict[Name, int]:
     """``count`` in whole parts near the shares."""
-    ends = [round(count * sum(list(mix.values())[: place + 1])) for place in range(len(mix))]
-    return {level: end - start for level, end, start in zip(mix, ends, [0, *ends], strict=False)}
+    shares = list(mix.values())
+    ends = [round(count * sum(shares[: place + 1])) for place in range(len(shares))]
+    return {name: end - start for name, end, start in zip(mix, ends, [0, *ends], strict=False)}
 
 
 PUBLISHED_SET = 150
@@ -86,8 +92,9 @@ def published_sets(count: int, seed: int) -> list[Task]:
     return problems
 
 
-def _medium_and_hard(count: int, seed: int) -> list[Task]:
-    return balanced(SCHEDULING.generate_balanced, count, seed, "test", UPPER)
+def fresh(name: str, mix: Mix = EVEN) -> Callable[[int, int], list[Task]]:
+    """Problems of the test split of a family."""
+    return lambda count, seed: strategy_family(name).problems(count, seed, "test", mix)
 
 
 TALLY = (
@@ -95,30 +102,86 @@ TALLY = (
     "Write each, and behind it, for every hour from its start to the one before its end, the letter and how many "
     "meetings have taken that hour so far. As soon as a number is above the rooms, stop: NO. If none ever is: YES."
 )
-
-STRATEGY_FAMILIES: Mapping[str, StrategyFamily] = {
-    "scheduling": StrategyFamily(
-        name="scheduling",
-        generate_balanced=SCHEDULING.generate_balanced,
+_SINGLE = (
+    StrategyFamily(
+        "scheduling",
         strategies=(
             "",
             "Count how many meetings run at the same time. If that is ever more than the rooms, say NO, else YES.",
             TALLY + " Example: [9-11], [10-12], rooms 2 gives [9-11] a1 b1, [10-12] b2 c1, all within 2: YES.",
         ),
-        max_tokens=SCHEDULING.max_tokens,
+        classes=("YES", "NO"),
+        generate=SCHEDULING.generate_balanced,
         suites=(
-            Suite("medium and hard, class-balanced", 1000, _medium_and_hard),
+            Suite("medium and hard, class-balanced", 1000, fresh("scheduling", UPPER)),
             Suite("published mix, sets of 150", 10 * PUBLISHED_SET, published_sets),
             Suite("7 to 10 meetings, class-balanced", 300, SCHEDULING.generate_longer),
         ),
     ),
-}
+    StrategyFamily(
+        "circuit_logic",
+        strategies=(
+            "",
+            "Replace each input by its bit, then work out gate after gate.",
+            "Take the gates in their order. Write each with its inputs, then with their bits (not A is 1 where A "
+            "is 0), then its bit. Then write the output gate with these bits, and its bit. "
+            "Example: A=0, B=1, gate and(A, not B), output or: and(A, not B) = and(0, 0) = 0, or(0) = 0.",
+        ),
+        classes=("0", "1"),
+        suites=(Suite("fresh, class-balanced", 300, fresh("circuit_logic")),),
+    ),
+    StrategyFamily(
+        "course_schedule",
+        strategies=(
+            "",
+            "Look for a circle of courses that wait for each other. If there is one, say False, else True.",
+            "Write the courses to do and the pairs a>b that are left. Take the lowest course that is behind no >, "
+            "strike it and its pairs, and write again what is to do and left. None to do: True. None free: False. "
+            "Example: 0>1, 2>0: todo 0 1 2; left 0>1 2>0, take 2, todo 0 1; left 0>1, take 0, todo 1; left none, "
+            "take 1, all taken: True.",
+        ),
+        classes=("True", "False"),
+        suites=(Suite("fresh, class-balanced", 300, fresh("course_schedule")),),
+    ),
+    StrategyFamily(
+        "chain_sum",
+        strategies=(
+            "",
+            "Add the terms one after the other.",
+            "Write the running total after each term: 12 + 30 - 5 gives 12 + 30 = 42, 42 - 5 = 37, Answer: 37.",
+        ),
+        suites=(Suite("fresh", 300, fresh("chain_sum")),),
+    ),
+)
+_ALL = StrategyFamily(
+    "all",
+    strategies=tuple(
+        "\n".join(f"{part.name}: {text}" for part, text in zip(_SINGLE, texts, strict=True)) if any(texts) else ""
+        for texts in zip(*(part.strategies for part in _SINGLE), strict=True)
+    ),
+    suites=tuple(Suite(part.name, 150, fresh(part.name)) for part in _SINGLE),
+    parts=_SINGLE,
+)
+STRATEGY_FAMILIES: Mapping[str, StrategyFamily] = {family.name: family for family in (*_SINGLE, _ALL)}
 
 
 def strategy_family(name: str) -> StrategyFamily:
     if name not in STRATEGY_FAMILIES:
         raise CogumiError(f"there is no strategy family {name!r}", nearest(name, STRATEGY_FAMILIES))
     return STRATEGY_FAMILIES[name]
+
+
+def classes_of(task: Task) -> tuple[str, ...]:
+    """The answers that a task's family knows; none where answers are open."""
+    found = STRATEGY_FAMILIES.get(task.family)
+    return found.classes if found else ()
+
+
+def said_in(answer: Answered) -> str:
+    """The class that an answer ends with; nothing where it names none, or where answers are open."""
+    classes = classes_of(answer.task)
+    found = re.findall(rf"\b({'|'.join(classes)})\b", answer.completion.text, re.IGNORECASE) if classes else []
+    return next((label for label in classes if found and found[-1].lower() == label.lower()), "")
 
 
 def attempt(
@@ -133,5 +196,6 @@ def attempt(
     conversations: list[list[Message]] = [
         [{"role": "user", "content": f"{strategy}\n\n{task.prompt}" if strategy else task.prompt}] for task in tasks
     ]
-    completions = engine.chat_many(conversations, adapter=adapter, max_tokens=SCHEDULING.max_tokens, progress=progress)
+    room = [FAMILIES[task.family].max_tokens for task in tasks]
+    completions = engine.chat_many(conversations, adapter=adapter, max_tokens=room, progress=progress)
     return [Answered(t, c, verify(t, c.text)) for t, c in zip(tasks, completions, strict=True)]

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
-from cogumi_dagster.lib.tasks import automation, code, mathematics, reasoning, science, writing
+from cogumi_dagster.lib.tasks import automation, code, logic, mathematics, reasoning, science, writing
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, DIFFICULTY_MIX, Difficulty, Family, Split, Task, Verdict
 from cogumi_dagster.lib.tasks.scheduling import SCHEDULING
 
@@ -24,6 +24,8 @@ FAMILIES: dict[str, Family] = {
     "needle_haystack": reasoning.NEEDLE,
     "color_cube": reasoning.COLOR_CUBE,
     "weekday_offset": reasoning.WEEKDAY_OFFSET,
+    "circuit_logic": logic.CIRCUIT,
+    "course_schedule": logic.COURSES,
     "chain_sum": mathematics.CHAIN_SUM,
     "products": mathematics.PRODUCTS,
     "gcd": mathematics.GCD,

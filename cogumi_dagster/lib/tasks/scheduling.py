@@ -70,7 +70,7 @@ class Scheduling:
 
     name = "scheduling"
     domain = "reasoning"
-    max_tokens = 200
+    max_tokens = 150
     version = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:

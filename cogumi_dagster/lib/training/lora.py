@@ -11,7 +11,9 @@ from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 from cogumi_dagster.lib.training.flops import matmul_rate
+from cogumi_dagster.lib.training.fused_lora import fuse_lora
 from cogumi_dagster.lib.training.loop import Loop, evaluation_loss
+from cogumi_dagster.lib.training.memory import PeakMemory
 from cogumi_dagster.lib.training.packing import attention_for
 from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.workers import Workers
@@ -48,6 +50,8 @@ class TrainingReport:
     """Of a matrix product in the run's precision and the model's shapes, measured just after the run."""
     utilization: float
     """The run's share of the machine's rate."""
+    peak_memory_bytes: int
+    """Of this process from loading to the last step; on a GPU of what is there."""
     precision: str
     row_tokens: int
     notes: tuple[str, ...]
@@ -113,6 +117,7 @@ def train_lora(
     if not pairs:
         raise CogumiError("there is no example to train on", "look at the drops of the dataset this trains on")
     workers = workers or Workers()
+    peak = PeakMemory(device)
     model, tokenizer = load_base(checkpoint, four_bit=config.load_in_4bit, device=device)
     encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length)
     held_out = encode_pairs(tokenizer, validation, config.max_length)[0] if validation else []
@@ -128,12 +133,14 @@ def train_lora(
             task_type="CAUSAL_LM",
         ),
     )
+    fuse_lora(model)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     loop = Loop(model, encoded, held_out, config, scratch, seed, progress, workers)
     before = evaluation_loss(model, held_out, loop.row_tokens, workers)
     loop.train()
+    taken = peak.bytes()
     after = evaluation_loss(model, held_out, loop.row_tokens, workers)
     if workers.rank == 0:
         model.save_pretrained(out)
@@ -145,11 +152,11 @@ def train_lora(
         inner=shape.hidden_size,
         columns=shape.intermediate_size,
     )
-    return _report(loop, too_long, before, after, len(held_out), machine, device)
+    return _report(loop, too_long, before, after, len(held_out), machine, taken, device)
 
 
 def _report(
-    loop: Loop, too_long: int, before: float, after: float, held_out: int, machine: float, device: str
+    loop: Loop, too_long: int, before: float, after: float, held_out: int, machine: float, taken: int, device: str
 ) -> TrainingReport:
     rows = loop.log
     losses = [row["loss"] for row in rows]
@@ -179,6 +186,7 @@ def _report(
         flops_per_second=rate,
         machine_flops_per_second=machine,
         utilization=rate / machine / loop.workers.count,
+        peak_memory_bytes=taken,
         precision=("NF4 + " if loop.config.load_in_4bit else "") + str(compute_dtype(device)).removeprefix("torch."),
         row_tokens=loop.row_tokens,
         notes=tuple(loop.notes),

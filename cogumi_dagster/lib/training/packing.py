@@ -111,14 +111,13 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (side.repeat_interleave(groups, dim=1) for side in (key, value))
-    ends = bounds or (0, query.shape[2])
+    sizes = [end - start for start, end in pairwise(bounds or (0, query.shape[2]))]
+    # split, not slices: the gradient of a slice is a row of zeros as long as the whole, for each example
+    examples = zip(*(side.split(sizes, dim=2) for side in (query, key, value)), strict=True)
     parts = [
-        torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, start:end], key[:, :, start:end], value[:, :, start:end],
-            is_causal=True, scale=scaling, dropout_p=dropout,
-        )
-        for start, end in pairwise(ends)
-    ]  # fmt: skip
+        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
+        for q, k, v in examples
+    ]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

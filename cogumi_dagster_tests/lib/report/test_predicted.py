@@ -37,7 +37,7 @@ def profile(lora_config: LoraConfig) -> Profile:
 
 @pytest.fixture
 def refs(keep: Keep, student: Path, adapter: Path) -> list[ArtifactRef]:
-    steps = {"steps": 2, "tokens": 300, "seconds": 1.5, "machine_flops_per_second": 1e9}
+    steps = {"steps": 2, "tokens": 300, "seconds": 1.5, "machine_flops_per_second": 1e9, "peak_memory_bytes": 9e8}
     return [
         keep("student_model", student),
         keep("base_checkpoint", student),
@@ -63,6 +63,7 @@ def test_training_stands_beside_its_plan(refs: list[ArtifactRef], profile: Profi
     assert rows["steps, at most"].predicted == 2 and rows["steps, at most"].actual == 2
     assert rows["tokens, at most"].predicted == 2 * profile.training.batch_tokens
     assert 0 < rows["seconds, at most about"].predicted < 10, "with the machine's rate as the run recorded it"
+    assert rows["peak memory, bytes"].actual == 9e8 and rows["peak memory, bytes"].predicted > 200e6
     assert compare_training([], mixed, SOURCES) == []
 
 

@@ -60,7 +60,7 @@ def test_the_journal_says_what_went_wrong(scripted_engine: Callable[..., Any], t
     first, last = report.entries[0], report.entries[-1]
     assert (first.unparsed, first.balanced_accuracy) == (12, 0.0)
     assert "gives no verdict 12 times" in first.note
-    assert (last.unparsed, last.wrong_yes, last.wrong_no, last.balanced_accuracy) == (0, 6, 0, 0.5)
+    assert (last.unparsed, last.wrong, last.balanced_accuracy) == (0, {"YES": 6}, 0.5)
     assert last.note.startswith("6 of 12 right; the student says YES too often")
     assert last.majority.value == 0.5
     assert (report.best_strategy, report.best_balanced_accuracy, report.strategies) == (2, 0.5, 3)
@@ -77,7 +77,7 @@ def test_a_batch_of_one_class_is_refused(scripted_engine: Callable[..., Any], tm
 
 def test_each_batch_has_fresh_problems(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
     engine = scripted_engine(lambda adapter, prompt: "YES")
-    one = StrategyFamily("scheduling", FAMILY.generate_balanced, ("",), 120)
+    one = StrategyFamily("scheduling", ("",), FAMILY.classes, FAMILY.generate)
     report = keep_journal(engine, one, tmp_path, batches=2, problems=12, seed=1)
     assert len(report.entries) == 2
     assert {p for _, p in engine.asked[:12]} != {p for _, p in engine.asked[12:]}
@@ -88,7 +88,8 @@ def test_traces_are_verified_and_counted(tmp_path: Path) -> None:
     report = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=36, seed=0)
     rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
     assert report.traces == len(rows) == 36
-    assert (report.yes, report.no, report.journal_best) == (18, 18, 1)
+    assert (report.classes, report.imbalance) == ({"scheduling: NO": 18, "scheduling: YES": 18}, 0.0)
+    assert report.journal_best == 1
     assert report.by_difficulty == {"easy": 6, "medium": 12, "hard": 18}
     assert {row["split"] for row in rows} == {"train"}
     assert all(row["solution"].endswith(row["answer"]) for row in rows)
@@ -114,7 +115,7 @@ def test_the_four_stages_stand_side_by_side(
     untrained, told, trained, teacher = report.stages
     assert (report.problems, report.split, report.majority.value) == (24, "test", 0.5)
     assert report.untrained_balanced_accuracy == untrained.balanced_accuracy.value == 0.5
-    assert (untrained.recall_yes.value, untrained.recall_no.value) == (1.0, 0.0)
+    assert {label: share.value for label, share in untrained.recalls.items()} == {"YES": 1.0, "NO": 0.0}
     assert told.accuracy.value == 0.5 and told.exact_traces.value == 0.0
     assert report.adapter_balanced_accuracy == trained.exact_traces.value == teacher.accuracy.value == 1.0
     assert trained.hard.count == 8
@@ -139,3 +140,35 @@ def test_suites_are_fresh_and_have_their_own_majority(
     assert not trained & set(known)
     asked = [prompt for _, prompt in engine.asked[18:]]
     assert len(asked) == len(set(asked)), "a problem that comes twice is answered once"
+
+
+@pytest.mark.parametrize("name", ["circuit_logic", "course_schedule", "chain_sum"])
+def test_other_families_have_exact_traces_and_balanced_classes(name: str) -> None:
+    family = strategy_family(name)
+    tasks = family.problems(30, 4, "test")
+    assert len({task.id for task in tasks}) == 30 and {task.split for task in tasks} == {"test"}
+    assert all(task.solution and verify(task, task.solution).passed for task in tasks)
+    answers = Counter(task.answer for task in tasks)
+    if family.classes:
+        assert set(answers) == set(family.classes) and max(answers.values()) - min(answers.values()) <= 3
+    assert not {t.prompt for t in tasks} & {t.prompt for t in family.problems(60, 4 + 7, "train", TO_LEARN)}
+
+
+def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
+    scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    family = strategy_family("all")
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0}))
+    learned = learn_strategy(tmp_path, family, tmp_path / "out", traces=48, seed=0)
+    rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
+    assert Counter(row["family"] for row in rows) == dict.fromkeys([part.name for part in family.parts], 12)
+    assert learned.imbalance == 0.0 and "chain_sum: " in learned.strategy
+    tasks = family.problems(24, 1 + 13, "test")
+    known = solutions(tasks)
+    engine = scripted_engine(lambda a, p: known.get(p, "False") if a == ADAPTER else "YES", (ADAPTER,))
+    report = evaluate_strategy(engine, family, tmp_path, count=24, suite_share=0.04, seed=1)
+    untrained, _, trained, _ = report.stages
+    assert trained.balanced_accuracy.value == 1.0 and set(trained.recalls) == {"YES", "NO", "0", "1", "True", "False"}
+    assert untrained.balanced_accuracy.value == pytest.approx(1 / 7), "of seven classes, open answers being one"
+    assert [suite.suite for suite in report.suites] == [part.name for part in family.parts]
+    assert keep_journal(engine, family, tmp_path, batches=1, problems=16, seed=1).entries[0].problems == 16

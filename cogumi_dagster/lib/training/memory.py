@@ -1,0 +1,40 @@
+"""The most memory that a run takes."""
+
+import contextlib
+from pathlib import Path
+
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+class PeakMemory:
+    """Counts from its making on: on a GPU what torch allocated there, on a CPU what the process held.
+
+    On a CPU the libraries count too. Where the system cannot start the count anew (other than Linux), it is the most
+    that the process ever held.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device.startswith("cuda"):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+        else:
+            with contextlib.suppress(OSError):
+                CLEAR.write_text("5")  # starts VmHWM anew
+
+    def bytes(self) -> int:
+        """The peak so far."""
+        if self.device.startswith("cuda"):
+            import torch
+
+            return int(torch.cuda.max_memory_allocated(self.device))
+        try:
+            (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+            return 1024 * int(line.split()[1])
+        except (OSError, ValueError):
+            import resource
+            import sys
+
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            return peak if sys.platform == "darwin" else 1024 * peak

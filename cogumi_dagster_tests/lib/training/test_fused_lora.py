@@ -1,0 +1,85 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from cogumi_dagster.lib.training.fused_lora import fuse_lora, lora_product
+from cogumi_dagster.lib.training.student import load_checkpoint
+
+
+def model_with_lora(checkpoint: Path, dropout: float = 0.0, **options: Any) -> Any:
+    model, _ = load_checkpoint(checkpoint, "float32")
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    torch.manual_seed(0)
+    config = LoraConfig(
+        r=4,
+        lora_alpha=8,
+        lora_dropout=dropout,
+        target_modules=["q_proj", "down_proj"],
+        init_lora_weights=False,
+        **options,
+    )
+    return get_peft_model(model, config)
+
+
+def outcome(model: Any, train: bool = True) -> tuple[Any, dict[str, Any]]:
+    model.train(train)
+    torch.manual_seed(5)
+    logits = model(torch.arange(24).reshape(2, 12)).logits
+    logits.square().mean().backward()
+    grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return logits.detach(), grads
+
+
+def test_the_same_as_peft_forward_and_backward(imported: tuple[Path, Any]) -> None:
+    model = model_with_lora(imported[0])
+    logits, grads = outcome(model)
+    assert fuse_lora(model) == 4
+    fused_logits, fused_grads = outcome(model)
+    torch.testing.assert_close(fused_logits, logits, rtol=1e-5, atol=1e-6)
+    assert grads.keys() == fused_grads.keys() and len(grads) == 8
+    for name in grads:
+        torch.testing.assert_close(fused_grads[name], grads[name], rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("drops", [False, True])
+@pytest.mark.parametrize("biased", [False, True])
+def test_gradients_against_finite_differences(drops: bool, biased: bool) -> None:
+    torch.manual_seed(1)
+
+    def draw(*shape: int) -> Any:
+        return torch.randn(*shape, dtype=torch.float64, requires_grad=True)
+
+    x, a, b = draw(5, 6), draw(2, 6), draw(4, 2)
+    weight, bias = draw(4, 6).detach(), draw(4).detach() if biased else None
+    mask = torch.tensor([1.0, 0.0, 2.0, 1.0, 0.0, 1.0], dtype=torch.float64)
+
+    def product(x: Any, a: Any, b: Any) -> Any:
+        return lora_product()(x, x * mask if drops else None, weight, bias, a, b, 0.7)
+
+    assert torch.autograd.gradcheck(product, (x, a, b))
+
+
+def test_dropout_is_peft_s(imported: tuple[Path, Any]) -> None:
+    model = model_with_lora(imported[0], dropout=0.5)
+    quiet, _ = outcome(model, train=False)
+    dropped, grads = outcome(model)
+    fuse_lora(model)
+    torch.testing.assert_close(outcome(model, train=False)[0], quiet, rtol=1e-5, atol=1e-6)
+    fused, fused_grads = outcome(model)
+    torch.testing.assert_close(fused, dropped, rtol=1e-5, atol=1e-6)
+    for name in grads:
+        torch.testing.assert_close(fused_grads[name], grads[name], rtol=1e-4, atol=1e-7)
+
+
+def test_disabled_adapters_and_variants_are_left_to_peft(imported: tuple[Path, Any]) -> None:
+    model = model_with_lora(imported[0])
+    fuse_lora(model)
+    with model.disable_adapter():
+        off = model(torch.arange(12)[None]).logits
+    assert not torch.allclose(off, model(torch.arange(12)[None]).logits)
+    assert fuse_lora(model_with_lora(imported[0], use_dora=True)) == 0
