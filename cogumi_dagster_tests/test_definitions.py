@@ -56,7 +56,7 @@ CHECKS = {
     "packaged_modifier": "bit_identical! parity within_budget",
     "modifier_evaluation": "repairs_failures keeps_successes repaired_share kept_share",
     "strategy_journal": "strategies_tried",
-    "learned_strategy": "classes_balanced",
+    "learned_strategy": "classes_balanced verified_share",
     "strategy_adapter": "supervised! loss_fell",
     "strategy_evaluation": "better_than_untrained balanced_accuracy",
     "routing_examples": "both_labels",

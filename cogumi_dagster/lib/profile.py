@@ -254,6 +254,10 @@ class ModifiersConfig(Section):
 
     training_tasks: Count = 64
     held_out_tasks: Count = 40
+    noise_seeds: Annotated[int, Field(ge=0)] = 0
+    """How often the base answers the held-out tasks again, sampling: the floor that repairs must rise above."""
+    cross_domain_tasks: Annotated[int, Field(ge=0)] = 0
+    """Tasks of each other domain that a modifier answers too."""
     min_failures: Count = 10
     clusters: tuple[Count, Count] = (8, 10)
     tier1_samples: Count = 1
@@ -269,12 +273,18 @@ class ModifiersConfig(Section):
 class StrategyConfig(Section):
     families: tuple[StrategyName, ...] = ("scheduling",)
     """Which partitions a run of the whole graph makes; the others are there to be asked for."""
+    teacher: str = "solver"
+    """Who attempts, reflects and distils: the solver, or a name of the catalogue of teachers."""
     journal_batches: Count = 4
     batch_problems: Count = 12
+    distil_every: Count = 1
+    """Batches between two strategies."""
     traces: Count = 400
     test_problems: Count = 60
     suite_share: Share = 0.0
     """How much of each of the family's suites the trained student takes (1,000 and more problems when whole)."""
+    machine_usd_per_hour: Annotated[float, Field(ge=0)] = 0.10
+    """What this machine costs, for the table of costs: an assumption; two cloud cores cost about as much."""
     training: LoraConfig = LoraConfig(
         rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=1e-3, max_steps=60, load_in_4bit=False
     )

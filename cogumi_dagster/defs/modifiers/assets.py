@@ -171,7 +171,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
 @artifact(
     group="modifiers",
     kinds={"gguf"},
-    config=("modifiers.held_out_tasks",),
+    config=("modifiers.held_out_tasks", "modifiers.noise_seeds", "modifiers.cross_domain_tasks"),
     deps=[packaged_modifier, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
@@ -180,13 +180,16 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
 def modifier_evaluation(step: Step) -> ModifierReport:
     """Base against base + modifier on held-out tasks, served: what was repaired, what was kept, and the double
     gate."""
+    modifiers = step.profile.modifiers
     adapters = {step.name: step.path("packaged_modifier") / ADAPTER_FILE}
     with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
         return evaluate_modifier(
             engine,
             step.name,
             step.out,
-            count=step.profile.modifiers.held_out_tasks,
+            count=modifiers.held_out_tasks,
+            noise_seeds=modifiers.noise_seeds,
+            cross_domain_tasks=modifiers.cross_domain_tasks,
             seed=step.profile.seed,
             progress=step.progress,
         )

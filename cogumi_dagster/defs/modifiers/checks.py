@@ -25,8 +25,8 @@ PACKAGED_MODIFIER = (
     Claim("within_budget", lambda m: m["package"]["bytes_after"] / 1e6, "packed bytes, in MB", at_most="modifier_mb"),
 )  # fmt: skip
 MODIFIER_EVALUATION = (
-    Claim("repairs_failures", "improves", "more repairs than breaks, beyond chance (McNemar, p < 0.05)", at_least=1.0),
-    Claim("keeps_successes", lambda m: 1.0 - float(m["regresses"]), "no more breaks than repairs, beyond chance", at_least=1.0),
+    Claim("repairs_failures", "improves", "more repairs than breaks, beyond chance (McNemar, p < 0.05) and above the noise floor", at_least=1.0),
+    Claim("keeps_successes", lambda m: 1.0 - float(m["regresses"]), "no more breaks than repairs beyond chance, nor than the noise floor", at_least=1.0),
     Claim("repaired_share", "repaired", "share of the base's failures repaired", at_least=0.30),
     Claim("kept_share", "kept", "share of the base's successes kept", at_least=0.98),
 )  # fmt: skip

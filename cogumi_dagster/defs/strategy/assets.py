@@ -1,5 +1,10 @@
 """The strategy study: a teacher keeps a journal and distils a strategy; the student learns to execute it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
 from cogumi_dagster.defs.artifact import Step, artifact
 from cogumi_dagster.defs.base.assets import base_checkpoint
 from cogumi_dagster.defs.compression.assets import gguf_model
@@ -11,53 +16,90 @@ from cogumi_dagster.lib.modifiers.train import task_pairs, train_on_served_weigh
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, StrategyEvaluation, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import JournalReport, keep_journal
 from cogumi_dagster.lib.strategy.problems import strategy_family
+from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher, SolverTeacher, StrategyTeacher
 from cogumi_dagster.lib.strategy.traces import StrategyReport, learn_strategy
+from cogumi_dagster.lib.teaching.asking import Asker
+from cogumi_dagster.lib.teaching.teach import settle_doubts
 from cogumi_dagster.lib.training.lora import TrainingReport
+from cogumi_dagster.lib.training.student import package_version
+
+
+@contextmanager
+def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
+    """The profile's teacher where it is one of the catalogue; None for the solver."""
+    teaching, name = step.profile.teaching, step.profile.strategy.teacher
+    teacher = step.teachers.catalogue.get(name)
+    if teacher.provider == "solver":
+        yield None
+        return
+    with step.teachers.journal(step.store.root, step.run_id) as journal, step.teachers.local() as local:
+        settle_doubts(journal, teaching.on_doubt)
+        asker = Asker(
+            step.teachers.catalogue, journal, local, cap_usd=teaching.max_usd_per_run, on_doubt=teaching.on_doubt,
+            concurrency=teaching.concurrency, engine_version=package_version(),
+        )  # fmt: skip
+        yield CatalogueTeacher(asker, teacher, teaching.max_tokens)
 
 
 @artifact(
     group="strategy",
     kinds={"gguf", "jsonl"},
-    config=("strategy.journal_batches", "strategy.batch_problems"),
+    config=(
+        "strategy.teacher", "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every", "teaching",
+    ),
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
     code_version="2",
     pool="gpu",
-)
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
+)  # fmt: skip
 def strategy_journal(step: Step) -> JournalReport:
-    """The teacher's journal: batches attempted, verdicts seen, strategies written and tried."""
-    strategy = step.profile.strategy
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE) as engine:
+    """The teacher's journal: batches attempted, verdicts seen, strategies written and tried. Offline the solver is the
+    teacher: the student attempts, and the solver's strategies are tried on it."""
+    strategy, family = step.profile.strategy, strategy_family(step.name)
+
+    def keep(teacher: StrategyTeacher) -> JournalReport:
         return keep_journal(
-            engine,
-            strategy_family(step.name),
+            teacher,
+            family,
             step.out,
             batches=strategy.journal_batches,
             problems=strategy.batch_problems,
+            distil_every=strategy.distil_every,
             seed=step.profile.seed,
             progress=step.progress,
         )
+
+    with _teacher(step) as teacher:
+        if teacher is not None:
+            return keep(teacher)
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE) as engine:
+        return keep(SolverTeacher(engine, family))
 
 
 @artifact(
     group="strategy",
     kinds={"python", "jsonl"},
-    config=("strategy.traces",),
+    config=("strategy.traces", "strategy.teacher", "teaching"),
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
     code_version="2",
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def learned_strategy(step: Step) -> StrategyReport:
-    """The strategy as text, and worked traces of it on class-balanced problems. Offline the solver writes both."""
-    return learn_strategy(
-        step.path("strategy_journal"),
-        strategy_family(step.name),
-        step.out,
-        traces=step.profile.strategy.traces,
-        seed=step.profile.seed,
-    )
+    """The strategy as text, and worked traces of it on training problems, each accepted by its verifier. Offline the
+    solver writes both."""
+    with _teacher(step) as teacher:
+        return learn_strategy(
+            step.path("strategy_journal"),
+            strategy_family(step.name),
+            step.out,
+            traces=step.profile.strategy.traces,
+            teacher=teacher,
+            seed=step.profile.seed,
+        )
 
 
 @artifact(
@@ -91,7 +133,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
 @artifact(
     group="strategy",
     kinds={"gguf"},
-    config=("strategy.test_problems", "strategy.suite_share"),
+    config=("strategy.test_problems", "strategy.suite_share", "strategy.machine_usd_per_hour"),
     deps=[strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
@@ -101,14 +143,23 @@ def strategy_adapter(step: Step) -> TrainingReport:
 def strategy_evaluation(step: Step) -> StrategyEvaluation:
     """Untrained student, student told the strategy, student with adapter, and teacher, on the same class-balanced
     problems, served."""
-    adapters = {ADAPTER: step.path("strategy_adapter") / ADAPTER_FILE}
+    strategy, teachers = step.profile.strategy, step.teachers.catalogue.teachers.values()
+    (adapter,) = step.inputs["strategy_adapter"].values()
+    adapters = {ADAPTER: adapter.path / ADAPTER_FILE}
     with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
         return evaluate_strategy(
             engine,
             strategy_family(step.name),
             step.out,
-            count=step.profile.strategy.test_problems,
-            suite_share=step.profile.strategy.suite_share,
+            count=strategy.test_problems,
+            suite_share=strategy.suite_share,
+            training_seconds=adapter.manifest.metrics["report"]["seconds"],
+            machine_usd_per_hour=strategy.machine_usd_per_hour,
+            prices={
+                teacher.name: (teacher.usd_per_million_input or 0.0, teacher.usd_per_million_output or 0.0)
+                for teacher in teachers
+                if teacher.paid and teacher.priced
+            },
             seed=step.profile.seed,
             progress=step.progress,
         )

@@ -54,13 +54,17 @@ def answer_tasks(
     adapter: str | None = None,
     judge: Callable[[Task, str], Verdict] = verify,
     logprobs: bool = False,
+    temperature: float = 0.0,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> list[Answered]:
-    """Greedy answers to all tasks, judged. A verdict of None ("not run") stays None."""
+    """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays."""
     completions = engine.chat_many(
         [conversation(task) for task in tasks],
         adapter=adapter,
         max_tokens=[room_for(task) for task in tasks],
+        temperature=temperature,
+        seed=seed,
         logprobs=logprobs,
         progress=progress,
     )

@@ -1,15 +1,21 @@
-"""Base against base + modifier on held-out tasks, served: repairs, keeps, and the double gate."""
+"""Base against base + modifier on held-out tasks, served: repairs, keeps, the noise floor, and the double gate."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family
-from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar
+from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar, wilson
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
-from cogumi_dagster.lib.modifiers.failures import modifier_tasks
+from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, modifier_tasks
+from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks import draw_tasks, families_of
+
+NOISE_TEMPERATURE = 0.7
+"""Of the base's re-runs. Greedy decoding has no seeds; sampling finds some answers by luck and loses others, more than
+any change of batch or machine would, so the floor is a high one."""
 
 
 @dataclass(frozen=True)
@@ -21,11 +27,32 @@ class FamilyRow:
 
 
 @dataclass(frozen=True)
+class NoiseFloor:
+    """What the base itself repairs and breaks when it answers again with other seeds; all re-runs together."""
+
+    seeds: int
+    temperature: float
+    repaired: Proportion
+    broken: Proportion
+
+
+@dataclass(frozen=True)
+class CrossRow:
+    """A modifier on a domain that it was not made for. p is McNemar's."""
+
+    domain: str
+    base: Proportion
+    modified: Proportion
+    p_value: float
+
+
+@dataclass(frozen=True)
 class ModifierReport:
     """Both on the same held-out tasks (split ``test``). The majority baseline of open answers is zero.
 
-    The gate: McNemar's exact test finds more repairs than breaks (p < 0.05), which also excludes a
-    regression beyond chance; ``repaired`` and ``kept`` carry the intervals of its two sides.
+    The gate has two sides. Repair: McNemar's exact test finds more repairs than breaks (p < 0.05), and the interval of
+    the repaired share lies above the noise floor's. No regression: neither does that test find more breaks, nor does
+    the interval of the broken share lie above the floor's. Without re-runs the test alone decides.
     """
 
     tasks: int
@@ -34,6 +61,7 @@ class ModifierReport:
     modified: Proportion
     repaired: Proportion
     kept: Proportion
+    noise: NoiseFloor | None
     p_value: float
     net_gain: float
     improves: bool
@@ -41,40 +69,72 @@ class ModifierReport:
     gate_passed: bool
     not_run: int
     families: tuple[FamilyRow, ...]
+    other_domains: tuple[CrossRow, ...] = ()
 
 
 def evaluate_modifier(
-    engine: Engine, modifier: str, out: Path, *, count: int, seed: int, progress: Progress = silent
+    engine: Engine,
+    modifier: str,
+    out: Path,
+    *,
+    count: int,
+    noise_seeds: int = 0,
+    cross_domain_tasks: int = 0,
+    seed: int,
+    progress: Progress = silent,
 ) -> ModifierReport:
-    """Answer ``count`` held-out tasks with and without the modifier; write both answers to answers.jsonl."""
+    """Answer ``count`` held-out tasks with and without the modifier; write both answers to answers.jsonl.
+
+    The base answers them ``noise_seeds`` times more, sampling; both answer ``cross_domain_tasks`` of each other domain.
+    """
     tasks = modifier_tasks(modifier, count, seed + 1, "test")
+    others = {
+        domain: draw_tasks(families_of(domain), cross_domain_tasks, seed + 1, "test")
+        for domain in (*DOMAINS, "automation")
+        if cross_domain_tasks and domain not in MODIFIER_DOMAINS[modifier]
+    }
+    every, done = (2 + noise_seeds) * len(tasks) + 2 * sum(map(len, others.values())), 0
 
-    def part(offset: int) -> Progress:
-        return lambda done, total, note: progress(done + offset * total, 2 * total, note)
+    def part(size: int) -> Progress:
+        nonlocal done
+        start, done = done, done + size
+        return lambda now, _, note: progress(start + now, every, note)
 
-    base = answer_tasks(engine, tasks, progress=part(0))
-    modified = answer_tasks(engine, tasks, adapter=modifier, progress=part(1))
+    base = answer_tasks(engine, tasks, progress=part(len(tasks)))
+    modified = answer_tasks(engine, tasks, adapter=modifier, progress=part(len(tasks)))
     write_jsonl(
         out / "answers.jsonl",
         ({"base": b.to_json(), "modified": m.to_json()} for b, m in zip(base, modified, strict=True)),
     )
-    return compare(base, modified, split="test")
-
-
-def compare(base: Sequence[Answered], modified: Sequence[Answered], *, split: str) -> ModifierReport:
-    """The figures of two lists of answers to the same tasks."""
-    pairs = [
-        (b, m)
-        for b, m in zip(base, modified, strict=True)
-        if b.verdict.passed is not None and m.verdict.passed is not None
+    again = [
+        answer_tasks(
+            engine, tasks, temperature=NOISE_TEMPERATURE, seed=seed + 7919 * (run + 1), progress=part(len(tasks))
+        )
+        for run in range(noise_seeds)
     ]
-    repaired = sum(not b.passed and m.passed for b, m in pairs)
-    broken = sum(b.passed and not m.passed for b, m in pairs)
+    crossed = []
+    for domain, drawn in others.items():
+        first = answer_tasks(engine, drawn, progress=part(len(drawn)))
+        second = answer_tasks(engine, drawn, adapter=modifier, progress=part(len(drawn)))
+        crossed.append(_cross(domain, first, second))
+    return replace(compare(base, modified, again, split="test"), other_domains=tuple(crossed))
+
+
+def compare(
+    base: Sequence[Answered], modified: Sequence[Answered], again: Sequence[Sequence[Answered]] = (), *, split: str
+) -> ModifierReport:
+    """The figures of two lists of answers to the same tasks; ``again`` are the base's re-runs of them."""
+    pairs = _judged(base, modified)
+    repaired, broken = _changes(pairs)
     failures = sum(not b.passed for b, _ in pairs)
     successes = len(pairs) - failures
+    noise = _noise(base, again) if again else None
     p_value = mcnemar(repaired, broken)
     improves = repaired > broken and p_value < SIGNIFICANCE
     regresses = broken > repaired and p_value < SIGNIFICANCE
+    if noise is not None:
+        improves &= wilson(repaired, failures)[0] > noise.repaired.value
+        regresses |= successes > 0 and wilson(broken, successes)[0] > noise.broken.value
     first: Mapping[str, Proportion] = by_family(base)
     second = by_family(modified)
     return ModifierReport(
@@ -84,6 +144,7 @@ def compare(base: Sequence[Answered], modified: Sequence[Answered], *, split: st
         modified=accuracy([m for _, m in pairs]),
         repaired=Proportion(repaired, failures),
         kept=Proportion(successes - broken, successes),
+        noise=noise,
         p_value=p_value,
         net_gain=(repaired - broken) / max(1, len(pairs)),
         improves=improves,
@@ -94,3 +155,34 @@ def compare(base: Sequence[Answered], modified: Sequence[Answered], *, split: st
             FamilyRow(name, first[name].count, first[name].value, second[name].value) for name in sorted(first)
         ),
     )
+
+
+Pairs = Sequence[tuple[Answered, Answered]]
+
+
+def _judged(base: Sequence[Answered], other: Sequence[Answered]) -> Pairs:
+    """What was run on both sides."""
+    return [
+        (b, o)
+        for b, o in zip(base, other, strict=True)
+        if b.verdict.passed is not None and o.verdict.passed is not None
+    ]
+
+
+def _changes(pairs: Pairs) -> tuple[int, int]:
+    """(repaired, broken)."""
+    return sum(not b.passed and o.passed for b, o in pairs), sum(b.passed and not o.passed for b, o in pairs)
+
+
+def _noise(base: Sequence[Answered], again: Sequence[Sequence[Answered]]) -> NoiseFloor:
+    pairs = [pair for run in again for pair in _judged(base, run)]
+    repaired, broken = _changes(pairs)
+    failures = sum(not b.passed for b, _ in pairs)
+    return NoiseFloor(
+        len(again), NOISE_TEMPERATURE, Proportion(repaired, failures), Proportion(broken, len(pairs) - failures)
+    )
+
+
+def _cross(domain: str, base: Sequence[Answered], modified: Sequence[Answered]) -> CrossRow:
+    pairs = _judged(base, modified)
+    return CrossRow(domain, accuracy([b for b, _ in pairs]), accuracy([m for _, m in pairs]), mcnemar(*_changes(pairs)))

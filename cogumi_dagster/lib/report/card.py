@@ -217,12 +217,36 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
     if modifiers := reports.get("modifier_evaluation"):
         yield Table(
             "Modifiers",
-            "Held-out tasks (split test), served. The gate: more repairs than breaks beyond chance, and no regression.",
-            ("modifier", "base", "with modifier", "failures repaired", "successes kept", "McNemar p", "gate"),
+            "Held-out tasks (split test), served. The gate: more repairs than breaks, beyond chance and beyond what the base "
+            "repairs and breaks when it answers again with other seeds.",
+            ("modifier", "base", "with modifier", "failures repaired", "base again repairs", "successes kept", "McNemar p", "gate"),
             tuple(
-                (str(k), proportion(r["base"]), proportion(r["modified"]), proportion(r["repaired"]), proportion(r["kept"]),
+                (str(k), proportion(r["base"]), proportion(r["modified"]), proportion(r["repaired"]),
+                 proportion(r["noise"]["repaired"]) if r.get("noise") else "not measured", proportion(r["kept"]),
                  number(r["p_value"]), "passed" if r["gate_passed"] else "not passed")
                 for k, r in modifiers.items()
+            ),
+        )  # fmt: skip
+        crossed = [(str(k), row) for k, r in modifiers.items() for row in r.get("other_domains", ())]
+        if crossed:
+            yield Table(
+                "Modifiers on other domains",
+                "Fresh tasks (split test) of domains that the modifier was not made for.",
+                ("modifier", "domain", "base", "with modifier", "McNemar p"),
+                tuple(
+                    (k, row["domain"], proportion(row["base"]), proportion(row["modified"]), number(row["p_value"]))
+                    for k, row in crossed
+                ),
+            )
+    for key, report in reports.get("strategy_journal", {}).items():
+        yield Table(
+            f"Strategy journal: {key}",
+            f"Teacher: {report['teacher']}" + (" (stand-in; the student attempts). " if report["stand_in"] else ". ")
+            + f"Strategy {report['best_strategy']} did best: {report['best_text'] or 'none'}",
+            ("batch", "strategy", "right", "balanced accuracy", "note"),
+            tuple(
+                (str(e["batch"] + 1), str(e["strategy"]), proportion(e["accuracy"]), number(e["balanced_accuracy"]), e["note"])
+                for e in report["entries"]
             ),
         )  # fmt: skip
     for key, report in reports.get("strategy_evaluation", {}).items():
@@ -239,6 +263,20 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                     proportion(row["exact_traces"]),
                 )
                 for row in (*report["stages"], *report["suites"])
+            ),
+        )  # fmt: skip
+        costs = report["economics"]
+        yield Table(
+            f"Strategy: {key}, costs",
+            f"Training {costs['training_seconds']:.0f} s and {costs['seconds_per_answer']:.2f} s an answer of this machine, at "
+            f"{costs['machine_usd_per_hour']:.2f} dollars an hour (assumed): training {costs['training_usd']:.4f}, an answer "
+            f"{costs['usd_per_answer']:.2e} dollars. Teachers at list price for {costs['prompt_tokens']:.0f} tokens of prompt and "
+            f"{costs['answer_tokens']:.0f} of answer, thinking not counted.",
+            ("teacher", "dollars an answer", "times the student's", "training is paid for after"),
+            tuple(
+                (t["teacher"], f"{t['usd_per_answer']:.2e}", f"{t['usd_per_answer'] / costs['usd_per_answer']:.1f}" if costs["usd_per_answer"] else "",
+                 f"{t['break_even']:,} answers" if t["break_even"] is not None else "never: the teacher is cheaper")
+                for t in costs["teachers"]
             ),
         )  # fmt: skip
     if system := reports.get("system_evaluation", {}).get(None):

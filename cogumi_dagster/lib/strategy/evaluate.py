@@ -1,6 +1,7 @@
 """The four stages side by side: untrained student, student told the strategy, student with adapter, teacher."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from cogumi_dagster.lib.evaluation.statistics import (
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.strategy.economics import Economics, economics
 from cogumi_dagster.lib.strategy.journal import balanced_accuracy
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, classes_of
 from cogumi_dagster.lib.tasks import verify
@@ -60,6 +62,7 @@ class StrategyEvaluation:
     majority: Proportion
     stages: tuple[StageRow, ...]
     suites: tuple[SuiteRow, ...]
+    economics: Economics
     adapter_balanced_accuracy: float
     untrained_balanced_accuracy: float
     p_value: float
@@ -72,12 +75,16 @@ def evaluate_strategy(
     *,
     count: int,
     suite_share: float = 0.0,
+    training_seconds: float = 0.0,
+    machine_usd_per_hour: float = 0.0,
+    prices: Mapping[str, tuple[float, float]] | None = None,
     seed: int,
     progress: Progress = silent,
 ) -> StrategyEvaluation:
     """``engine`` has the trained adapter loaded under the name ``strategy``.
 
-    The trained student also takes ``suite_share`` of each of the family's suites.
+    The trained student also takes ``suite_share`` of each of the family's suites. ``training_seconds`` are the
+    adapter's, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
     """
     tasks = family.problems(count, seed + 13, "test")
     suites = {
@@ -92,8 +99,10 @@ def evaluate_strategy(
     stages: dict[str, Sequence[Answered]] = {
         "untrained student": attempt(engine, tasks, progress=part(0)),
         "student, strategy in the prompt": attempt(engine, tasks, strategy=family.strategies[-1], progress=part(1)),
-        "student with adapter": attempt(engine, tasks, adapter=ADAPTER, progress=part(2)),
     }
+    started = time.perf_counter()
+    stages["student with adapter"] = attempt(engine, tasks, adapter=ADAPTER, progress=part(2))
+    seconds = time.perf_counter() - started
     rows = [_row(name, answers) for name, answers in stages.items()]
     answered = attempt(engine, list(distinct.values()), adapter=ADAPTER, progress=part(3))
     by_id = {answer.task.id: answer for answer in answered}
@@ -111,6 +120,14 @@ def evaluate_strategy(
         majority=majority_baseline([task.answer for task in tasks]),
         stages=(*rows, teacher),
         suites=tuple(_suite(name, [by_id[task.id] for task in drawn]) for name, drawn in suites.items()),
+        economics=economics(
+            training_seconds=training_seconds,
+            seconds_per_answer=seconds / len(tasks),
+            prompt_tokens=sum(answer.completion.prompt_tokens for answer in trained) / len(tasks),
+            answer_tokens=sum(answer.completion.completion_tokens for answer in trained) / len(tasks),
+            machine_usd_per_hour=machine_usd_per_hour,
+            prices=prices or {},
+        ),
         adapter_balanced_accuracy=rows[2].balanced_accuracy.value,
         untrained_balanced_accuracy=rows[0].balanced_accuracy.value,
         p_value=mcnemar(fixed, broke),

@@ -12,11 +12,20 @@ from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import Answered
-from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, majority_baseline, mean_of_shares
-from cogumi_dagster.lib.inference import Engine
+from cogumi_dagster.lib.evaluation.statistics import (
+    Estimate,
+    Proportion,
+    majority_baseline,
+    mean_of_shares,
+    report_json,
+)
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, classes_of, said_in
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
+from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
+
+PATIENCE = 4
+"""Batches without a new best after which a teacher is done."""
 
 
 @dataclass(frozen=True)
@@ -44,58 +53,71 @@ class JournalReport:
     strategies: int
     best_strategy: int
     best_balanced_accuracy: float
+    best_text: str
 
 
 def keep_journal(
-    engine: Engine,
+    teacher: StrategyTeacher,
     family: StrategyFamily,
     out: Path,
     *,
     batches: int,
     problems: int,
+    distil_every: int = 1,
     seed: int,
     progress: Progress = silent,
 ) -> JournalReport:
-    """Run ``batches`` batches of fresh class-balanced training problems; stop early when a strategy no longer helps.
+    """Run at most ``batches`` batches of fresh training problems, with a new strategy after every ``distil_every``.
 
-    Writes journal.jsonl and strategies.json (texts, and which did best).
+    It ends early when the strategies no longer help: nothing new comes and the last one has been tried twice without
+    gain, or the last ``PATIENCE`` batches are no better than the best before them. Writes journal.jsonl and
+    strategies.json (texts, and which did best).
     """
     entries: list[JournalEntry] = []
+    strategies = [""]
     scores: dict[int, list[float]] = {}
-    current = 0
     for batch in range(batches):
+        current = len(strategies) - 1
         tasks = family.problems(problems, seed + 101 * batch, "train")
-        answers = attempt(engine, tasks, strategy=family.strategies[current])
-        entry = _entry(batch, current, answers)
+        answers = teacher.attempt(tasks, strategies[current])
+        entry = _entry(batch, current, answers, teacher.reflect(answers))
         entries.append(entry)
         scores.setdefault(current, []).append(entry.balanced_accuracy)
         progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy:.2f} with strategy {current}")
-        if current + 1 < len(family.strategies):
-            current += 1
-        elif len(scores[current]) > 1 and scores[current][-1] <= max(scores[current][:-1]):
+        if _no_longer_helps(entries):
             break
-    means = {version: sum(values) / len(values) for version, values in scores.items()}
-    best = max(means, key=lambda version: (means[version], version))
-    write_jsonl(out / "journal.jsonl", (_row(entry) for entry in entries))
-    texts = [{"version": version, "text": text} for version, text in enumerate(family.strategies)]
-    (out / "strategies.json").write_text(json.dumps({"best": best, "strategies": texts}, indent=1))
-    return JournalReport(family.name, "solver", True, tuple(entries), len(means), best, means[best])
+        new = None
+        if (batch + 1) % distil_every == 0:
+            new = teacher.distil([e.note for e in entries], strategies, tasks[0])
+            if new:
+                strategies.append(new)
+        if not new and len(scores[current]) > 1 and scores[current][-1] <= max(scores[current][:-1]):
+            break
+    tried = {version: sum(values) / len(values) for version, values in scores.items()}
+    best = max(tried, key=lambda version: (tried[version], version))
+    write_jsonl(out / "journal.jsonl", (report_json(entry) for entry in entries))
+    texts = [{"version": version, "text": text} for version, text in enumerate(strategies)]
+    kept = {"best": best, "teacher": teacher.name, "stand_in": teacher.stand_in, "strategies": texts}
+    (out / "strategies.json").write_text(json.dumps(kept, indent=1))
+    return JournalReport(
+        family.name, teacher.name, teacher.stand_in, tuple(entries), len(tried), best, tried[best], strategies[best]
+    )
 
 
-def _entry(batch: int, strategy: int, answers: Sequence[Answered]) -> JournalEntry:
+def _no_longer_helps(entries: Sequence[JournalEntry]) -> bool:
+    scores = [entry.balanced_accuracy for entry in entries]
+    return len(scores) > PATIENCE and max(scores[-PATIENCE:]) <= max(scores[:-PATIENCE])
+
+
+def _entry(batch: int, strategy: int, answers: Sequence[Answered], note: str) -> JournalEntry:
     labels = [str(answer.task.answer) for answer in answers]
     closed = [answer for answer in answers if classes_of(answer.task)]
     if closed and len({str(answer.task.answer) for answer in closed}) < 2:
         raise CogumiError("a batch of problems has one class only", "raise strategy.batch_problems")
     wrong = Counter(said_in(answer) for answer in closed if not answer.passed)
     unparsed = wrong.pop("", 0)
+    right = Proportion(sum(answer.passed for answer in answers), len(answers))
     balanced = balanced_accuracy(answers).value
-    often = [label for label in wrong if wrong[label] > sum(wrong.values()) / 2]
-    lean = f"says {often[0]} too often" if often else "errs both ways" if wrong else ""
-    right = _share([answer.passed for answer in answers])
-    note = "; the student ".join(part for part in (f"{right.successes} of {right.count} right", lean) if part)
-    note += f" and gives no verdict {unparsed} times" if unparsed else ""
-    note += "; it must write the steps down, one by one" if balanced < 0.75 else ""
     return JournalEntry(
         batch, strategy, len(answers), right, balanced, majority_baseline(labels), dict(wrong), unparsed, note
     )
@@ -107,14 +129,4 @@ def balanced_accuracy(answers: Sequence[Answered]) -> Estimate:
     for answer in answers:
         label = str(answer.task.answer) if classes_of(answer.task) else ""
         groups.setdefault((answer.task.family, label), []).append(answer.passed)
-    return mean_of_shares([_share(passed) for passed in groups.values()])
-
-
-def _share(passed: Sequence[bool]) -> Proportion:
-    return Proportion(sum(passed), len(passed))
-
-
-def _row(entry: JournalEntry) -> dict[str, object]:
-    from cogumi_dagster.lib.evaluation.statistics import report_json
-
-    return report_json(entry)
+    return mean_of_shares([Proportion(sum(passed), len(passed)) for passed in groups.values()])

@@ -9,6 +9,7 @@ from pathlib import Path
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, classes_of
+from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 
@@ -19,6 +20,8 @@ class StrategyReport:
     strategy: str
     journal_best: int
     traces: int
+    rejected: int
+    """Answers of the teacher that its verifier did not accept."""
     classes: dict[str, int]
     """Traces by family and answer, where a family's answers are closed."""
     imbalance: float | None
@@ -28,35 +31,58 @@ class StrategyReport:
     stand_in: bool
 
 
-def learn_strategy(journal: Path, family: StrategyFamily, out: Path, *, traces: int, seed: int) -> StrategyReport:
-    """Write strategy.json and traces.jsonl.
+def learn_strategy(
+    journal: Path,
+    family: StrategyFamily,
+    out: Path,
+    *,
+    traces: int,
+    teacher: StrategyTeacher | None = None,
+    seed: int,
+) -> StrategyReport:
+    """Write strategy.json and traces.jsonl, on training problems balanced over their classes.
 
-    The traces execute the teacher's last strategy, whatever the journal found to help a prompt most:
-    the untrained student cannot follow any (that is what the adapter is for), the teacher can.
+    Without ``teacher`` the solver writes the traces. They execute its last strategy, whatever the journal found to help
+    a prompt most: the untrained student cannot follow any (that is what the adapter is for). A ``teacher`` executes the
+    strategy that did best in its journal, and what the verifier accepts becomes a trace.
 
     Raises:
-        CogumiError: the family's verifier rejects a trace of its own solver.
+        CogumiError: the family's verifier rejects a trace of its own solver, or all of the teacher's.
     """
-    best = int(json.loads((journal / "strategies.json").read_text())["best"])
+    kept = json.loads((journal / "strategies.json").read_text())
     tasks = family.problems(traces, seed + 7, "train", TO_LEARN)
-    for task in tasks:
-        if task.solution is None or verify(task, task.solution).passed is not True:
+    if teacher is None:
+        text = family.strategies[-1]
+        rows = [{**task.to_json()} for task in tasks]
+        for task in tasks:
+            if task.solution is None or verify(task, task.solution).passed is not True:
+                raise CogumiError(
+                    f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
+                )
+    else:
+        text = kept["strategies"][kept["best"]]["text"]
+        answers = [answer for answer in teacher.attempt(tasks, text) if answer.passed]
+        if not answers:
             raise CogumiError(
-                f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
+                f"the verifier of {family.name} accepts none of {len(tasks)} traces of {teacher.name}",
+                "look at its journal (strategy_journal), or take another strategy.teacher",
             )
-    write_jsonl(out / "traces.jsonl", (task.to_json() for task in tasks))
-    (out / "strategy.json").write_text(json.dumps({"family": family.name, "text": family.strategies[-1]}, indent=1))
+        tasks = [answer.task for answer in answers]
+        rows = [{**answer.task.to_json(), "solution": answer.completion.text} for answer in answers]
+    write_jsonl(out / "traces.jsonl", rows)
+    (out / "strategy.json").write_text(json.dumps({"family": family.name, "text": text}, indent=1))
     levels = [task.difficulty for task in tasks]
     return StrategyReport(
         family=family.name,
-        strategy=family.strategies[-1],
-        journal_best=best,
+        strategy=text,
+        journal_best=int(kept["best"]),
         traces=len(tasks),
+        rejected=traces - len(tasks),
         classes={f"{name}: {label}": count for (name, label), count in sorted(_classes(tasks).items())},
         imbalance=_imbalance(tasks),
         by_difficulty={str(level): levels.count(level) for level in sorted(set(levels))},
-        teacher="solver",
-        stand_in=True,
+        teacher=teacher.name if teacher else "solver",
+        stand_in=teacher.stand_in if teacher else True,
     )
 
 

@@ -9,6 +9,7 @@ from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers.evaluate import compare, evaluate_modifier
 from cogumi_dagster.lib.modifiers.failures import modifier_tasks
+from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
 
@@ -78,3 +79,37 @@ def test_both_answer_the_same_held_out_tasks(
     assert seen[-1] == (20, 20)
     rows = read_jsonl(tmp_path / "answers.jsonl")
     assert len(rows) == 10 and all(row["modified"]["passed"] and not row["base"]["passed"] for row in rows)
+
+
+def test_repairs_must_rise_above_what_the_base_repairs_by_itself() -> None:
+    base, modified = pattern(both=10, repaired=8, broken=0, neither=12)
+    quiet = compare(base, modified, [base, base], split="test")
+    assert quiet.noise is not None and quiet.noise.repaired.successes == 0 and quiet.noise.repaired.count == 40
+    assert quiet.improves and quiet.gate_passed
+    again = answers([True] * 10 + [True] * 10 + [False] * 10)  # half of the failures, without any modifier
+    noisy = compare(base, modified, [again], split="test")
+    assert noisy.noise is not None and noisy.noise.repaired.value == 0.5 and noisy.noise.broken.value == 0.0
+    assert noisy.p_value < 0.05 and not noisy.improves and not noisy.gate_passed
+    assert compare(base, modified, split="test").noise is None
+
+
+def test_a_regression_above_the_noise_floor_closes_the_gate() -> None:
+    base, modified = pattern(both=20, repaired=30, broken=8, neither=0)
+    report = compare(base, modified, [base], split="test")
+    assert report.p_value < 0.05 and report.regresses and not report.gate_passed
+    assert compare(base, modified, split="test").gate_passed, "the test alone sees more repairs than breaks"
+
+
+def test_the_base_answers_again_and_other_domains_are_asked(
+    scripted_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
+    seen: list[tuple[int, int]] = []
+    report = evaluate_modifier(
+        engine, "automation", tmp_path, count=4, noise_seeds=2, cross_domain_tasks=2, seed=5,
+        progress=lambda done, total, note: seen.append((done, total)),
+    )  # fmt: skip
+    assert report.noise is not None and report.noise.seeds == 2 and report.noise.repaired.count == 8
+    assert [row.domain for row in report.other_domains] == list(DOMAINS)
+    assert all(row.base.count == row.modified.count <= 2 for row in report.other_domains)
+    assert seen[-1][0] == seen[-1][1] == len(engine.asked) == 4 * 4 + 2 * 12

@@ -12,6 +12,7 @@ from cogumi_dagster.lib.strategy import traces as traces_module
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
 from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, attempt, strategy_family
+from cogumi_dagster.lib.strategy.teacher import SolverTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Split, Verdict
@@ -55,7 +56,7 @@ def test_the_strategy_stands_before_the_question(scripted_engine: Callable[..., 
 
 def test_the_journal_says_what_went_wrong(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
     engine = scripted_engine(lambda adapter, prompt: "YES" if "rooms 2 gives" in prompt else "Hm.")
-    report = keep_journal(engine, FAMILY, tmp_path, batches=9, problems=12, seed=1)
+    report = keep_journal(SolverTeacher(engine, FAMILY), FAMILY, tmp_path, batches=9, problems=12, seed=1)
     assert [entry.strategy for entry in report.entries] == [0, 1, 2, 2], "stops when the last no longer helps"
     first, last = report.entries[0], report.entries[-1]
     assert (first.unparsed, first.balanced_accuracy) == (12, 0.0)
@@ -72,19 +73,21 @@ def test_the_journal_says_what_went_wrong(scripted_engine: Callable[..., Any], t
 
 def test_a_batch_of_one_class_is_refused(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(CogumiError, match="one class only"):
-        keep_journal(scripted_engine(lambda a, p: "YES"), FAMILY, tmp_path, batches=1, problems=1, seed=1)
+        keep_journal(
+            SolverTeacher(scripted_engine(lambda a, p: "YES"), FAMILY), FAMILY, tmp_path, batches=1, problems=1, seed=1
+        )
 
 
 def test_each_batch_has_fresh_problems(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
     engine = scripted_engine(lambda adapter, prompt: "YES")
     one = StrategyFamily("scheduling", ("",), FAMILY.classes, FAMILY.generate)
-    report = keep_journal(engine, one, tmp_path, batches=2, problems=12, seed=1)
+    report = keep_journal(SolverTeacher(engine, one), one, tmp_path, batches=2, problems=12, seed=1)
     assert len(report.entries) == 2
     assert {p for _, p in engine.asked[:12]} != {p for _, p in engine.asked[12:]}
 
 
 def test_traces_are_verified_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 1}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 1, "strategies": []}))
     report = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=36, seed=0)
     rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
     assert report.traces == len(rows) == 36
@@ -97,7 +100,7 @@ def test_traces_are_verified_and_counted(tmp_path: Path) -> None:
 
 
 def test_a_trace_that_its_verifier_rejects_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": []}))
     monkeypatch.setattr(traces_module, "verify", lambda task, text: Verdict(False, "no"))
     with pytest.raises(CogumiError, match="rejects its own solver"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=6, seed=0)
@@ -158,7 +161,7 @@ def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
     family = strategy_family("all")
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": []}))
     learned = learn_strategy(tmp_path, family, tmp_path / "out", traces=48, seed=0)
     rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
     assert Counter(row["family"] for row in rows) == dict.fromkeys([part.name for part in family.parts], 12)
@@ -171,4 +174,9 @@ def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
     assert trained.balanced_accuracy.value == 1.0 and set(trained.recalls) == {"YES", "NO", "0", "1", "True", "False"}
     assert untrained.balanced_accuracy.value == pytest.approx(1 / 7), "of seven classes, open answers being one"
     assert [suite.suite for suite in report.suites] == [part.name for part in family.parts]
-    assert keep_journal(engine, family, tmp_path, batches=1, problems=16, seed=1).entries[0].problems == 16
+    assert (
+        keep_journal(SolverTeacher(engine, family), family, tmp_path, batches=1, problems=16, seed=1)
+        .entries[0]
+        .problems
+        == 16
+    )

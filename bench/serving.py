@@ -1,0 +1,135 @@
+"""Hot swap: what adapters cost a served model, and whether one request's adapter ever touches another's answer.
+
+    python bench/serving.py BASE.gguf NAME=ADAPTER.gguf [NAME=ADAPTER.gguf ...] [--requests 1000] [--slots 8]
+
+``load``: opening the base with all adapters less opening it alone, an adapter. ``switch``: the time of a one-token
+request after one with another adapter, less after one with the same. ``decode``: tokens a second with each adapter and
+without, in turn, alone and in all slots. ``interleaved``: requests with adapters in random order, several at once, each
+answer against the one that the same adapter gave to the same prompt alone; an answer that differs is looked for among
+the other adapters' (contamination) and otherwise counted as a rounding difference of batched decoding.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from cogumi_dagster.lib.inference import Message
+from cogumi_dagster.lib.inference.llama import LlamaEngine
+from cogumi_dagster.lib.tasks import draw_tasks, families_of
+
+ANSWER_TOKENS = 8
+Chat = list[Message]
+
+
+def prompts(count: int) -> list[Chat]:
+    names = [name for domain in ("reasoning", "math", "automation") for name in families_of(domain)]
+    return [[{"role": "user", "content": task.prompt}] for task in draw_tasks(names, count, 0)]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def load(base: Path, adapters: dict[str, Path], rounds: int = 3) -> None:
+    def opened(with_adapters: dict[str, Path]) -> None:
+        LlamaEngine(base, with_adapters, slots=1, context=256, threads=1).close()
+
+    opened(adapters)  # the files are in memory from here on
+    alone, together = [], []
+    for _ in range(rounds):
+        alone.append(seconds(lambda: opened({})))
+        together.append(seconds(lambda: opened(adapters)))
+    each = (min(together) - min(alone)) / len(adapters)
+    print(f"| load, an adapter (aim: < 30 ms) | {1000 * each:.1f} ms; the base {1000 * min(alone):.0f} ms |")
+
+
+def switch(engine: LlamaEngine, names: Sequence[str | None], chat: Chat, rounds: int = 60) -> None:
+    def one(adapter: str | None) -> float:
+        return seconds(lambda: engine.chat(chat, adapter=adapter, max_tokens=1))
+
+    same, changed = [], []
+    draw = random.Random(0)
+    last = names[0]
+    one(last)
+    for _ in range(rounds):  # in turn, so that both see the same neighbours
+        same.append(one(last))
+        last = draw.choice([name for name in names if name != last])
+        changed.append(one(last))
+        one(last)
+    cost = statistics.median(changed) - statistics.median(same)
+    print(f"| switch (aim: < 1 ms) | {1000 * cost:+.2f} ms on {1000 * statistics.median(same):.0f} ms |")
+
+
+def decode(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], rounds: int = 3) -> None:
+    def speed(adapter: str | None, at_once: Sequence[Chat]) -> float:
+        first = seconds(lambda: engine.chat_many(at_once, adapter=adapter, max_tokens=1))
+        started = time.perf_counter()
+        answers = engine.chat_many(at_once, adapter=adapter, max_tokens=64)
+        rest = time.perf_counter() - started - first
+        return sum(answer.completion_tokens - 1 for answer in answers) / rest
+
+    for label, at_once in (("one stream", chats[:1]), (f"{engine.slots} streams", chats[: engine.slots])):
+        found: dict[str | None, list[float]] = {name: [] for name in names}
+        for _ in range(rounds):
+            for name in names:
+                found[name].append(speed(name, at_once))
+        base = statistics.median(found[None])
+        shares = ", ".join(f"{name} {statistics.median(found[name]) / base:.2f}" for name in names if name)
+        print(f"| decode, {label} (aim: >= 0.85 of the base) | base {base:.0f} tokens/s; {shares} |")
+
+
+def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], requests: int) -> None:
+    alone = {
+        (name, place): engine.chat(chat, adapter=name, max_tokens=ANSWER_TOKENS).text
+        for name in names
+        for place, chat in enumerate(chats)
+    }
+    told_apart = sum(len({alone[name, place] for name in names}) > 1 for place in range(len(chats)))
+    draw = random.Random(1)
+    asked = [(draw.choice(list(names)), draw.randrange(len(chats))) for _ in range(requests)]
+
+    def ask(request: tuple[str | None, int]) -> str:
+        return engine.chat(chats[request[1]], adapter=request[0], max_tokens=ANSWER_TOKENS).text
+
+    with ThreadPoolExecutor(engine.slots) as pool:
+        answers = list(pool.map(ask, asked))
+    others = rounding = 0
+    for (name, place), text in zip(asked, answers, strict=True):
+        if text != alone[name, place]:
+            foreign = {alone[other, place] for other in names if other != name}
+            others += text in foreign
+            rounding += text not in foreign
+    print(
+        f"| {requests:,} interleaved requests, {len(names)} adapters (the base one), {engine.slots} at once | "
+        f"{others} with another adapter's answer, {rounding} that differ otherwise, "
+        f"{requests - others - rounding:,} equal; {told_apart} of {len(chats)} prompts tell adapters apart |"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("base", type=Path)
+    parser.add_argument("adapters", nargs="+", help="NAME=FILE")
+    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--slots", type=int, default=8)
+    arguments = parser.parse_args()
+    adapters = {name: Path(path) for name, path in (text.split("=", 1) for text in arguments.adapters)}
+    names: list[str | None] = [None, *adapters]
+    print("| figure | value |\n|---|---|")
+    load(arguments.base, adapters)
+    chats = prompts(24)
+    engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512)
+    switch(engine, names, chats[0])
+    decode(engine, names, chats)
+    interleaved(engine, names, chats, arguments.requests)
+    engine.close()
+
+
+if __name__ == "__main__":
+    main()

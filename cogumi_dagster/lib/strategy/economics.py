@@ -1,0 +1,53 @@
+"""What a trained student saves: it is trained once and then answers at the machine's price; a teacher bills tokens."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import ceil
+
+
+@dataclass(frozen=True)
+class TeacherCost:
+    """One teacher at its list price."""
+
+    teacher: str
+    usd_per_answer: float
+    """For the same prompt and an answer as long as the student's; what it thinks besides is not counted."""
+    break_even: int | None
+    """Answers after which training has paid for itself. None where the teacher's answer is the cheaper one."""
+
+
+@dataclass(frozen=True)
+class Economics:
+    """Costs of one family. The machine costs its time at ``machine_usd_per_hour``, which the profile assumes."""
+
+    machine_usd_per_hour: float
+    training_seconds: float
+    training_usd: float
+    prompt_tokens: float
+    answer_tokens: float
+    """Means over the answers of the trained student."""
+    seconds_per_answer: float
+    """Of the whole machine: wall time of a full batch over its answers."""
+    usd_per_answer: float
+    teachers: tuple[TeacherCost, ...]
+
+
+def economics(
+    *,
+    training_seconds: float,
+    seconds_per_answer: float,
+    prompt_tokens: float,
+    answer_tokens: float,
+    machine_usd_per_hour: float,
+    prices: Mapping[str, tuple[float, float]],
+) -> Economics:
+    """``prices``: dollars per million tokens of prompt and of answer, by teacher."""
+    training, own = (seconds / 3600 * machine_usd_per_hour for seconds in (training_seconds, seconds_per_answer))
+    teachers = []
+    for name, (prompt_price, answer_price) in sorted(prices.items()):
+        each = (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6
+        teachers.append(TeacherCost(name, each, ceil(training / (each - own)) if each > own else None))
+    return Economics(
+        machine_usd_per_hour, training_seconds, training, prompt_tokens, answer_tokens, seconds_per_answer, own,
+        tuple(teachers),
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""Who attempts, reflects and distils: the exact solver offline, or any teacher of the catalogue.
+
+The solver needs no attempts of its own: it watches the student try, and has its strategies written down beforehand, in
+the order in which it proposes them. A teacher of the catalogue solves the problems itself, reads its own mistakes and
+writes both the journal and the strategies; every call goes through the journal of calls and under the cap.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.inference import Completion, Engine
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, classes_of, said_in
+from cogumi_dagster.lib.tasks import verify
+from cogumi_dagster.lib.tasks.base import Task
+from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Request
+from cogumi_dagster.lib.teaching.catalogue import Teacher
+from cogumi_dagster.lib.teaching.teach import chat_messages
+
+SHOWN_MISTAKES, SHOWN_SUCCESSES = 6, 2
+SHOWN_CHARACTERS = 1200
+LONGEST_STRATEGY = 4000
+"""Characters. A longer text is no strategy that a small model could follow."""
+
+REFLECT = (
+    "You are keeping a journal while you learn to solve a kind of problem. Below are problems that you have just "
+    "answered, each with your answer and the verdict.\n\n{attempts}\n\n{score} In at most 120 words, write the journal "
+    "entry: which mistakes recur, why, and what you will do otherwise. Only the entry."
+)
+DISTIL = (
+    "This is a kind of problem:\n\n{example}\n\nYour journal so far:\n\n{notes}\n\n"
+    "Your strategy so far:\n\n{strategy}\n\n"
+    "Write a better strategy: numbered steps that a far smaller model can execute one by one, writing down every "
+    "intermediate result, with nothing left to be seen at a glance. General, about no single problem; at most "
+    "200 words. Only the strategy."
+)
+
+
+class StrategyTeacher(Protocol):
+    """Attempts problems, and learns from how it went."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def stand_in(self) -> bool: ...
+
+    def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
+        """Answers, judged, with the strategy (or none) before each problem."""
+        ...
+
+    def reflect(self, answers: Sequence[Answered]) -> str:
+        """The journal's entry on a batch."""
+        ...
+
+    def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
+        """The next strategy; None where there is nothing new."""
+        ...
+
+
+@dataclass
+class SolverTeacher:
+    """The stand-in: the student attempts, rules reflect, and the family's written strategies come one after another."""
+
+    engine: Engine
+    family: StrategyFamily
+    name: str = "solver"
+    stand_in: bool = True
+
+    def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
+        return attempt(self.engine, tasks, strategy=strategy)
+
+    def reflect(self, answers: Sequence[Answered]) -> str:
+        closed = [answer for answer in answers if classes_of(answer.task)]
+        wrong = [said_in(answer) for answer in closed if not answer.passed]
+        said = [label for label in wrong if label]
+        often = next((label for label in said if said.count(label) > len(said) / 2), "")
+        lean = f"the student says {often} too often" if often else "the student errs both ways" if said else ""
+        right = sum(answer.passed for answer in answers)
+        note = "; ".join(part for part in (f"{right} of {len(answers)} right", lean) if part)
+        note += f" and gives no verdict {wrong.count('')} times" if "" in wrong else ""
+        return note + ("; it must write the steps down, one by one" if right < 0.75 * len(answers) else "")
+
+    def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
+        return self.family.strategies[len(strategies)] if len(strategies) < len(self.family.strategies) else None
+
+
+@dataclass
+class CatalogueTeacher:
+    """A teacher that is asked: a provider's model, or the local one."""
+
+    asker: Asker
+    teacher: Teacher
+    max_tokens: int
+
+    @property
+    def name(self) -> str:
+        return self.teacher.name
+
+    @property
+    def stand_in(self) -> bool:
+        return self.teacher.stand_in
+
+    def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
+        prompts = [f"{strategy}\n\n{task.prompt}" if strategy else task.prompt for task in tasks]
+        texts = self._ask(prompts, [task.id for task in tasks], tasks[0].domain)
+        return [
+            Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
+            for task, text in zip(tasks, texts, strict=True)
+        ]
+
+    def reflect(self, answers: Sequence[Answered]) -> str:
+        wrong = [answer for answer in answers if not answer.passed][:SHOWN_MISTAKES]
+        right = [answer for answer in answers if answer.passed][:SHOWN_SUCCESSES]
+        shown = "\n\n".join(
+            f"Problem: {a.task.prompt}\nYour answer: {a.completion.text[:SHOWN_CHARACTERS]}\n"
+            f"Verdict: {'right' if a.passed else f'wrong; the right answer is {a.task.answer}'}"
+            for a in (*wrong, *right)
+        )
+        score = f"{sum(answer.passed for answer in answers)} of {len(answers)} were right."
+        (text,) = self._ask([REFLECT.format(attempts=shown, score=score)], ["reflection"], answers[0].task.domain)
+        return text.strip()
+
+    def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
+        listed = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
+        prompt = DISTIL.format(example=example.prompt, notes=listed, strategy=strategies[-1] or "none yet")
+        (text,) = self._ask([prompt], ["strategy"], example.domain)
+        text = text.strip()
+        return text if text and len(text) <= LONGEST_STRATEGY and text not in strategies else None
+
+    def _ask(self, prompts: Sequence[str], names: Sequence[str], domain: str) -> list[str]:
+        """Texts; an answer that failed for good (truncated, refused) is empty.
+
+        Raises:
+            CogumiError: the teacher cannot be asked, or the budget is used up; answers stay in the journal of calls.
+        """
+        if why := self.asker.why_not(self.name):
+            raise CogumiError(
+                f"the strategy's teacher {self.name} cannot be asked: {why}",
+                f"set {self.teacher.api_key_env or 'its key'}, or take another strategy.teacher, such as solver",
+            )
+        requests = [
+            Request(chat_messages(self.teacher, prompt), name, domain)
+            for prompt, name in zip(prompts, names, strict=True)
+        ]
+        outcomes = self.asker.ask_many(self.name, requests, max_tokens=self.max_tokens)
+        if unpaid := sum(outcome.failure in OVER_BUDGET for outcome in outcomes):
+            raise self.asker.over_budget(unpaid, "the strategy's problems")
+        answers = [outcome.answer for outcome in outcomes]
+        return [a.text if a and a.finish_reason not in ("length", "content_filter") else "" for a in answers]

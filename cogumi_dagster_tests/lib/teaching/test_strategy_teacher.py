@@ -1,0 +1,100 @@
+"""A provider's model as the teacher of a strategy, over the wire."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from wire_server import WireServer, chat_reply, user_prompt
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.strategy.journal import keep_journal
+from cogumi_dagster.lib.strategy.problems import TO_LEARN, strategy_family
+from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher
+from cogumi_dagster.lib.strategy.traces import learn_strategy
+from cogumi_dagster.lib.teaching.asking import Asker
+from cogumi_dagster.lib.teaching.catalogue import Catalogue, Teacher
+from cogumi_dagster.lib.teaching.journal import Journal
+
+FAMILY = strategy_family("scheduling")
+
+
+def teacher_of(asker: Asker) -> CatalogueTeacher:
+    return CatalogueTeacher(asker, asker.catalogue.get("gpt"), 300)
+
+
+@pytest.fixture
+def asker(server: WireServer, tmp_path: Path) -> Iterator[Asker]:
+    gpt = Teacher(
+        name="gpt", provider="openai", model="m", tier=2, api_key_env="CANARY_KEY", base_url=f"{server.url}/v1",
+        usd_per_million_input=1.0, usd_per_million_output=2.0, requests_per_minute=100_000,
+    )  # fmt: skip
+    with Journal(tmp_path / "calls.db") as journal:
+        yield Asker(
+            Catalogue(path="t.yaml", teachers={"gpt": gpt}), journal, None, cap_usd=1.0, on_doubt="retry", concurrency=4
+        )
+
+
+def pupil(path: str, body: dict[str, Any]) -> Any:
+    """Says YES to all until it has a strategy, then is right; wrong on purpose about problems of five meetings."""
+    prompt = user_prompt(body)
+    if prompt.startswith("You are keeping a journal"):
+        return chat_reply("I said YES without counting.")
+    if prompt.startswith("This is a kind of problem"):
+        return chat_reply("1. Count the meetings of each hour.")
+    strategy, _, question = prompt.rpartition("\n\n")
+    solved = {
+        task.prompt: str(task.answer)
+        for seed in (0, 101, 202, 303, 404, 505)
+        for task in FAMILY.problems(12, seed, "train")
+    } | {task.prompt: str(task.answer) for task in FAMILY.problems(24, 7, "train", TO_LEARN)}
+    counted = strategy and question.count("[") != 5
+    return chat_reply(f"counted: {solved[question]}" if counted else "YES")
+
+
+def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
+    asker: Asker, server: WireServer, tmp_path: Path
+) -> None:
+    server.default = pupil
+    report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=6, problems=12, seed=0)
+    first, second, third = report.entries[:3]
+    assert (first.strategy, first.balanced_accuracy, first.wrong) == (0, 0.5, {"YES": 6})
+    assert (second.strategy, third.strategy) == (1, 1) and second.balanced_accuracy > 0.7
+    assert len(report.entries) < 6, "nothing new was said, and the strategy was tried twice"
+    assert first.note == "I said YES without counting."
+    assert (report.teacher, report.stand_in, report.best_strategy) == ("gpt", False, 1)
+    kept = json.loads((tmp_path / "strategies.json").read_text())
+    assert [row["text"] for row in kept["strategies"]] == ["", "1. Count the meetings of each hour."]
+
+    calls = len(server.posts())
+    again = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=6, problems=12, seed=0)
+    assert again.entries == report.entries and len(server.posts()) == calls, "no call is paid twice"
+
+    learned = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=24, teacher=teacher_of(asker), seed=0)
+    rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
+    assert learned.traces == len(rows) < 24 and learned.traces + learned.rejected == 24
+    assert all(row["solution"] in (f"counted: {row['answer']}", row["answer"]) for row in rows)
+    assert learned.strategy == "1. Count the meetings of each hour." and not learned.stand_in
+
+
+def test_nonsense_is_no_strategy_and_no_trace(asker: Asker, server: WireServer, tmp_path: Path) -> None:
+    server.default = lambda path, body: chat_reply("bla " * 2000)
+    report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=3, problems=6, seed=0)
+    assert report.strategies == 1 and report.best_balanced_accuracy == 0.0
+    with pytest.raises(CogumiError, match="accepts none of 6 traces of gpt"):
+        learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=6, teacher=teacher_of(asker), seed=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_key_and_no_budget_are_said(asker: Asker, server: WireServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.default = pupil
+    asker._cap_micros = 1
+    with pytest.raises(CogumiError, match=r"budget is used up .*left to do: 6 of the strategy's problems"):
+        teacher_of(asker).attempt(FAMILY.problems(6, 0, "train"), "")
+    monkeypatch.delenv("CANARY_KEY")
+    asker._clients.clear()
+    with pytest.raises(CogumiError, match="teacher gpt cannot be asked") as caught:
+        teacher_of(asker).attempt(FAMILY.problems(6, 0, "train"), "")
+    assert "CANARY_KEY" in caught.value.mend
