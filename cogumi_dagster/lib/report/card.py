@@ -257,7 +257,7 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             ("stage or suite", "problems", "accuracy", "balanced accuracy", "recall by class", "exact traces"),
             tuple(
                 (
-                    row.get("stage") or row["suite"], row["problems"], proportion(row["accuracy"]),
+                    row.get("stage") or row["suite"], str(row["problems"]), proportion(row["accuracy"]),
                     proportion(row["balanced_accuracy"]),
                     ", ".join(f"{label} {proportion(share)}" for label, share in row["recalls"].items()) or "open answers",
                     proportion(row["exact_traces"]),

@@ -1,4 +1,5 @@
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 
 from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore
-from cogumi_dagster.lib.evaluation.statistics import Proportion
+from cogumi_dagster.lib.evaluation.statistics import Proportion, report_json
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.report.card import HTML, MARKDOWN, STEPS, number, proportion, size, write_card
 from cogumi_dagster.lib.report.figures import figures, reports_of
@@ -137,3 +138,41 @@ def test_figures_are_written_as_people_read_them() -> None:
     assert proportion(None) == proportion(share(0, 0)) == "not evaluated"
     assert proportion({"value": 0.5, "count": 4}) == "0.500 (n = 4)"
     assert size(1500) == "1.5 kB" and size(2_500_000) == "2.5 MB"
+
+
+def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
+    scripted_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    from cogumi_dagster.lib.modifiers.evaluate import evaluate_modifier
+    from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
+    from cogumi_dagster.lib.strategy.journal import keep_journal
+    from cogumi_dagster.lib.strategy.problems import strategy_family
+    from cogumi_dagster.lib.strategy.teacher import SolverTeacher
+
+    engine = scripted_engine(lambda adapter, prompt: "YES", (ADAPTER, "code"))
+    family = strategy_family("scheduling")
+    store = ArtifactStore(tmp_path / "store")
+    reports: dict[tuple[str, str], Any] = {
+        ("strategy_journal", "scheduling"): keep_journal(
+            SolverTeacher(engine, family), family, tmp_path, batches=2, problems=6, seed=0
+        ),
+        ("strategy_evaluation", "scheduling"): evaluate_strategy(
+            engine, family, tmp_path, count=6, suite_share=0.02, training_seconds=60, machine_usd_per_hour=0.1,
+            prices={"dear": (3.0, 15.0), "free": (0.0, 0.0)}, seed=0,
+        ),
+        ("modifier_evaluation", "code"): evaluate_modifier(
+            engine, "code", tmp_path, count=2, noise_seeds=1, cross_domain_tasks=1, seed=0
+        ),
+    }  # fmt: skip
+    made = []
+    for (asset, partition), report in reports.items():
+        with store.write(asset, partition) as draft:
+            (draft.path / "f").write_text(asset)
+            draft.metrics.update(report=report_json(report), checks=[])
+        assert draft.ref is not None
+        made.append(draft.ref)
+    write_card(made, Profile(name="x"), tmp_path / "out")
+    page = (tmp_path / "out" / HTML).read_text()
+    for title in ("Strategy journal: scheduling", "Strategy: scheduling, costs", "Modifiers on other domains"):
+        assert f"<h2>{title}</h2>" in page
+    assert "7 to 10 meetings, class-balanced" in page and "never: the teacher is cheaper" in page
