@@ -193,7 +193,10 @@ def chat(
 @app.command(rich_help_panel=STAGES)
 def dedup(
     inputs: Annotated[
-        list[Path], typer.Argument(metavar="IN... OUT", help="JSONL files (.gz, .zst too), and last the file to write.")
+        list[Path],
+        typer.Argument(
+            metavar="IN... OUT", help="JSONL, JSON, Parquet or CSV (.gz, .zst too); last the JSONL to write."
+        ),
     ],
     threshold: Annotated[float, typer.Option(help="Jaccard similarity from which two texts are duplicates.")] = 0.8,
     shingle: Annotated[int, typer.Option(help="Characters in a shingle.")] = 3,

@@ -1,5 +1,6 @@
 """``cogumi``, as a user meets it: what it prints, its exit status, and that an error is a sentence."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -211,6 +212,23 @@ def test_dedup_keeps_one_of_each(cogumi: Cogumi, tmp_path: Path) -> None:
     assert len(kept) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
     assert cogumi("dedup", source, tmp_path / "out.jsonl").out.count("\n") > 3
+
+
+def test_dedup_reads_what_curate_reads_and_names_the_files_that_were_given(cogumi: Cogumi, tmp_path: Path) -> None:
+    rows = [{"instruction": "Question", "response": text} for text in (LONG, "Mountains, snow and a very long way.")]
+    array, table = tmp_path / "in.json.gz", tmp_path / "in.csv"
+    array.write_bytes(gzip.compress(json.dumps([*rows, 7]).encode()))
+    table.write_text(f"instruction,response\nQuestion,{LONG}!\nQuestion,Rivers and lakes and ships.\n")
+    said = cogumi("dedup", array, table, tmp_path / "out.jsonl", "--json")
+    assert said.status == 0
+    report = json.loads(said.out)
+    assert (report["documents"], report["kept"]) == (4, 3)
+    assert report["left_out"] == [f"{array}: 1 broken line(s) left out (line 3), 2 kept"]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "in.json.gz", "out.jsonl"]
+    refused(cogumi("dedup", array, tmp_path / "out.parquet"), "would hold JSON Lines", "out.jsonl")
+    table.write_text("a,b\n1,2\n")
+    refused(cogumi("dedup", table, tmp_path / "out2.jsonl"), f"{table}: no row has a text; its fields are a, b")
 
 
 def test_dedup_refuses_what_it_cannot_do(cogumi: Cogumi, tmp_path: Path) -> None:
