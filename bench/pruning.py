@@ -72,7 +72,7 @@ def one(data: Inputs, config: PruningConfig, given: argparse.Namespace) -> tuple
     steps = given.steps // 4 if config.schedule else given.steps
     recovery = RecoveryConfig(steps=steps, learning_rate=given.rate, batch_tokens=given.batch)
     started = time.perf_counter()
-    after = recover(pruned, data.checkpoint, data.train, data.held_out, out, recovery)
+    after = recover(pruned, data.checkpoint, data.train, data.held_out, out, recovery, scratch=scratch / "recovery")
     assert report.masks_intact and after.mask_intact
     shutil.rmtree(scratch, ignore_errors=True)
     row["recovered"] = after.perplexity_recovered / report.perplexity_before

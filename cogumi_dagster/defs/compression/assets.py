@@ -76,6 +76,7 @@ def recovered_checkpoint(step: Step) -> RecoveryReport:
         _held_out(step),
         step.out,
         step.profile.compression.recovery,
+        scratch=step.scratch,
         device=step.compute.device,
         seed=step.profile.seed,
         progress=step.progress,

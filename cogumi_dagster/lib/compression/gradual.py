@@ -1,5 +1,6 @@
 """Prune to the profile's targets, at once or over a schedule with recovery training between the steps."""
 
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -99,9 +100,10 @@ def prune(
             model, _ = load_sound(start or checkpoint)
         row = run.prune(model, number, target)
         if number < len(targets):
-            row = run.recover(model, row, _part_of(progress, number, len(targets)))
+            row = run.recover(model, row, scratch / f"training-{number}", _part_of(progress, number, len(targets)))
             said = {"steps": [asdict(done) for done in (*rows, row)]}
             start = save_step(scratch, number, partial(save_checkpoint, model.bfloat16(), tokenizer), said, key, keep=1)
+            shutil.rmtree(scratch / f"training-{number}", ignore_errors=True)
         rows.append(row)
     save_checkpoint(model.bfloat16(), tokenizer, out)
     classes = tuple(name for name in ("attention", "feed_forward", "embeddings") if targets[-1].of(name) > 0)
@@ -166,7 +168,7 @@ class _Run:
         right = score(model, self.tokenizer, self.tasks)
         return measured(model, number, self.perplexity(model), right, intact, seconds)
 
-    def recover(self, model: Any, row: PruningStep, progress: Progress) -> PruningStep:
+    def recover(self, model: Any, row: PruningStep, scratch: Path, progress: Progress) -> PruningStep:
         """Train ``model`` in place, rounded again, and complete its row."""
         training = train_masked(
             model.to(self.device),
@@ -174,6 +176,7 @@ class _Run:
             self.tokenizer,
             self.pairs,
             self.config.between,
+            scratch=scratch,
             embeddings=self.config.sparsity_embeddings > 0,
             seed=self.seed + row.step,
             progress=progress,

@@ -1,9 +1,7 @@
 """Recovery training after pruning: the zeros stay zeros, the parent's logits are the teacher."""
 
-import math
-import random
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,15 @@ from cogumi_dagster.lib.compression.pruning_steps import (
 )  # fmt: skip
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.plots import LinePlot
-from cogumi_dagster.lib.profile import RecoveryConfig
+from cogumi_dagster.lib.profile import LoraConfig, RecoveryConfig
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.training.batches import Encoded, Pair, batches_of, collate, encode_pairs, supervised_logits
-from cogumi_dagster.lib.training.merge import answer_logits, perplexity_of
+from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
+from cogumi_dagster.lib.training.loop import Loop
+from cogumi_dagster.lib.training.merge import answer_logits as padded_logits
+from cogumi_dagster.lib.training.merge import perplexity_of
+from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for, pack, rows_of
 from cogumi_dagster.lib.training.student import save_checkpoint
+from cogumi_dagster.lib.training.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -68,11 +70,14 @@ def recover(
     out: Path,
     config: RecoveryConfig,
     *,
+    scratch: Path,
     device: str = "cpu",
     seed: int = 0,
     progress: Progress = silent,
 ) -> RecoveryReport:
     """Train the pruned layers on the examples that the pruned model finds hardest, and save the result.
+
+    ``scratch`` keeps the training's checkpoints: a killed run goes on after the newest.
 
     Raises:
         CogumiError: an unsound checkpoint, no example, or a loss that is not finite.
@@ -80,14 +85,14 @@ def recover(
     model, tokenizer = load_sound(pruned)
     teacher, _ = load_sound(parent)
     model, teacher = model.to(device), teacher.to(device)
-    parent_perplexity, tokens_measured = perplexity_of(answer_logits(teacher, tokenizer, held_out, 1024))
-    pruned_perplexity, _ = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
+    parent_perplexity, tokens_measured = perplexity_of(padded_logits(teacher, tokenizer, held_out, 1024))
+    pruned_perplexity, _ = perplexity_of(padded_logits(model, tokenizer, held_out, 1024))
     record = PruningRecord.load(pruned)
     embeddings = record is not None and "embeddings" in record.pruned
     training = train_masked(
-        model, teacher, tokenizer, pairs, config, embeddings=embeddings, seed=seed, progress=progress
+        model, teacher, tokenizer, pairs, config, scratch=scratch, embeddings=embeddings, seed=seed, progress=progress
     )
-    recovered, _ = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
+    recovered, _ = perplexity_of(padded_logits(model, tokenizer, held_out, 1024))
     rows: tuple[PruningStep, ...] = ()
     if record:
         right = score(model, tokenizer, benchmark_tasks(record.tasks, record.seed))
@@ -95,7 +100,7 @@ def recover(
         rows = (*record.steps[:-1], last)
     save_checkpoint(model.bfloat16().cpu(), tokenizer, out)
     return RecoveryReport(
-        steps=config.steps,
+        steps=len(training.curve),
         tokens=training.tokens,
         loss_first=training.curve[0][1],
         loss_last=training.curve[-1][1],
@@ -119,57 +124,76 @@ def train_masked(
     pairs: Sequence[Pair],
     config: RecoveryConfig,
     *,
+    scratch: Path,
     embeddings: bool = False,
     seed: int = 0,
     progress: Progress = silent,
 ) -> Training:
     """Train the linear layers, and the embeddings where they were pruned, in place; the rest is frozen.
 
-    The mask is re-applied after every optimizer step (sparsegpt#17), and the loss mixes the
-    answers' cross-entropy with the divergence from the unpruned teacher's logits.
+    The mask is re-applied after every optimizer step (sparsegpt#17), and the loss mixes the answers' cross-entropy with
+    the divergence from the unpruned teacher's logits. ``scratch`` keeps the loop's checkpoints.
+
+    Raises:
+        CogumiError: no example that fits, a loss that is not finite or explodes.
     """
     import torch
 
-    torch.manual_seed(seed)
-    pad = tokenizer.pad_token_id
     encoded, _ = encode_pairs(tokenizer, pairs, config.max_length)
-    groups = _hardest(model, encoded, config, pad)
-    random.Random(seed).shuffle(groups)  # they come by length
+    if not encoded:
+        raise CogumiError("no example fits for the recovery", "raise compression.recovery.max_length")
     weights = prunable_weights(model, embeddings=embeddings)
     masks = [weight.detach() != 0 for weight in weights]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for weight in weights:
         weight.requires_grad_(True)
-    optimizer = torch.optim.AdamW(weights, lr=config.learning_rate, weight_decay=0.0)
-    model.train()
-    curve, tokens, started = [], 0, time.perf_counter()
-    for step in range(config.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * 0.5 * (1 + math.cos(math.pi * step / config.steps))
-        batch = collate(groups[step % len(groups)], pad)
-        loss = _loss(model, teacher, batch, config.distil_weight)
-        value = float(loss.detach())
-        if not math.isfinite(value):
-            raise CogumiError(f"the recovery loss is {value} at step {step + 1}", "lower recovery.learning_rate")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+
+    def mask() -> None:
         with torch.no_grad():
-            for weight, mask in zip(weights, masks, strict=True):
-                weight.mul_(mask)
-        tokens += batch.tokens
-        curve.append((step + 1, value))
-        progress(step + 1, config.steps, f"loss {value:.3f}")
+            for weight, kept in zip(weights, masks, strict=True):
+                weight.mul_(kept)
+
+    with packed_rows(model), packed_rows(teacher):
+        hardest = _hardest(model, encoded, config)
+        loop = Loop(
+            model, hardest, [], _as_training(config), scratch, seed, progress, Workers(),
+            losses=lambda student, row: _losses(student, teacher, row, config.distil_weight),
+            after_step=mask, section="compression.recovery",
+        )  # fmt: skip
+        loop.train()
     model.eval()
     return Training(
-        curve=tuple(curve),
-        tokens=tokens,
-        seconds=time.perf_counter() - started,
-        zeros=sum(int((~mask).sum()) for mask in masks),
-        mask_intact=all(bool((weight[~mask] == 0).all()) for weight, mask in zip(weights, masks, strict=True)),
+        curve=tuple((int(row["step"]), row["loss"]) for row in loop.log),
+        tokens=int(sum(row["tokens"] for row in loop.log)),
+        seconds=sum(row["seconds"] for row in loop.log),
+        zeros=sum(int((~kept).sum()) for kept in masks),
+        mask_intact=all(bool((weight[~kept] == 0).all()) for weight, kept in zip(weights, masks, strict=True)),
     )
+
+
+def _as_training(config: RecoveryConfig) -> LoraConfig:
+    """The loop's settings: as many epochs as the steps need, and no warm-up."""
+    return LoraConfig(
+        learning_rate=config.learning_rate,
+        max_steps=config.steps,
+        epochs=float(config.steps),
+        batch_tokens=config.batch_tokens,
+        max_length=config.max_length,
+        warmup_share=0.0,
+        load_in_4bit=False,
+    )
+
+
+@contextmanager
+def packed_rows(model: Any) -> Iterator[None]:
+    """Attention for packed rows, for as long as it lasts."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention_for(str(model.device)))
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def prunable_weights(model: Any, *, embeddings: bool) -> list[Any]:
@@ -178,38 +202,36 @@ def prunable_weights(model: Any, *, embeddings: bool) -> list[Any]:
     return [*classes["attention"], *classes["feed_forward"], *(classes["embeddings"] if embeddings else ())]
 
 
-def _hardest(model: Any, encoded: Sequence[Encoded], config: RecoveryConfig, pad: int) -> list[list[Encoded]]:
-    """The examples of highest loss, in batches; scored on as many as the run could use twice over."""
+def _hardest(model: Any, encoded: Sequence[Encoded], config: RecoveryConfig) -> list[Encoded]:
+    """The examples of highest loss; scored on as many as the run could use twice over."""
     import torch
 
     candidates = list(encoded)[: 2 * config.steps * max(1, config.batch_tokens // 128)]
     losses: dict[int, float] = {}
+    model.eval()
     with torch.no_grad():
-        for batch in batches_of(candidates, 1024, pad):
-            logits, targets = supervised_logits(model, batch)
-            each = torch.nn.functional.cross_entropy(logits, targets, reduction="none").cpu()
-            rows = (batch.targets[:, 1:] != -100).nonzero()[:, 0]
-            for row, index in enumerate(batch.indices):
-                losses[index] = float(each[rows == row].mean())
+        for row in rows_of(candidates, max(1024, *(len(item.ids) for item in candidates))):
+            packed = pack(row)
+            logits = answer_logits(model, packed)
+            each = torch.nn.functional.cross_entropy(logits, packed.targets.to(logits.device), reduction="none").cpu()
+            answers = each.split([len(item.ids) - item.answer_start for item in row])
+            losses |= {item.index: float(answer.mean()) for item, answer in zip(row, answers, strict=True)}
     ranked = sorted(candidates, key=lambda item: -losses[item.index])
-    kept = ranked[: max(1, round(config.hardest_share * len(ranked)))]
-    groups: list[list[Encoded]] = []
-    for item in sorted(kept, key=lambda item: len(item.ids)):
-        if groups and len(item.ids) * (len(groups[-1]) + 1) <= config.batch_tokens:
-            groups[-1].append(item)
-        else:
-            groups.append([item])
-    return groups
+    return ranked[: max(1, round(config.hardest_share * len(ranked)))]
 
 
-def _loss(model: Any, teacher: Any, batch: Any, weight: float) -> Any:
+def _losses(model: Any, teacher: Any, packed: Packed, weight: float) -> Any:
+    """Sums over the supervised tokens."""
     import torch
 
-    logits, targets = supervised_logits(model, batch)
+    logits = answer_logits(model, packed)
+    targets = packed.targets.to(logits.device)
+    loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    if weight == 0:
+        return loss
     with torch.no_grad():
-        wanted, _ = supervised_logits(teacher, batch)
-    loss = torch.nn.functional.cross_entropy(logits, targets)
+        wanted = answer_logits(teacher, packed)
     divergence = torch.nn.functional.kl_div(
-        torch.log_softmax(logits, -1), torch.log_softmax(wanted, -1), log_target=True, reduction="batchmean"
+        torch.log_softmax(logits, -1), torch.log_softmax(wanted, -1), log_target=True, reduction="sum"
     )
     return (1 - weight) * loss + weight * divergence

@@ -9,7 +9,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Encoded
 from cogumi_dagster.lib.training.flops import step_flops
-from cogumi_dagster.lib.training.packing import answer_losses, pack, rows_of, schedule
+from cogumi_dagster.lib.training.packing import Packed, answer_losses, pack, rows_of, schedule
 from cogumi_dagster.lib.training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -46,8 +46,17 @@ def evaluation_loss(model: Any, encoded: Sequence[Encoded], row_tokens: int, wor
     return float(total[0] / total[1])
 
 
+def nothing() -> None:
+    """After a step of ordinary training."""
+
+
 class Loop:
-    """Trains the parameters of ``model`` that require gradients. ``log`` has one row a step."""
+    """Trains the parameters of ``model`` that require gradients. ``log`` has one row a step.
+
+    ``losses`` (model, packed row) is the sum of the losses over the row's supervised tokens (cross-entropy when left
+    out); ``after_step`` is called when the optimizer has changed the weights, and before they are kept; ``section`` of
+    the profile is named in errors.
+    """
 
     def __init__(
         self,
@@ -59,11 +68,16 @@ class Loop:
         seed: int,
         progress: Progress,
         workers: Workers,
+        *,
+        losses: Callable[[Any, Packed], Any] | None = None,
+        after_step: Callable[[], None] = nothing,
+        section: str = "training",
     ) -> None:
         import torch
 
         self.model, self.config, self.seed, self.workers = model, config, seed, workers
         self.held_out, self.examples = held_out, len(encoded)
+        self.losses, self.after_step, self.section = losses or answer_losses, after_step, section
         self.steps = schedule(encoded, config.batch_tokens, config.epochs, config.max_steps, seed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
@@ -108,7 +122,7 @@ class Loop:
             group["lr"] = rate
         value = self._gradients(step, items)
         where = f"at step {step + 1} (learning rate {rate:.2e}, examples {[item.index for item in items]})"
-        mend = "lower training.learning_rate, or look at those examples; the last checkpoint is kept"
+        mend = f"lower {self.section}.learning_rate, or look at those examples; the last checkpoint is kept"
         if not math.isfinite(value):
             raise CogumiError(f"the loss is {value} {where}", mend)
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip))
@@ -118,6 +132,7 @@ class Loop:
         if len(recent) >= 10 and value > self.config.explosion * max(0.5, sorted(recent)[len(recent) // 2]):
             raise CogumiError(f"the loss has exploded to {value:.2f} {where}", mend)
         self.optimizer.step()
+        self.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return {
             "step": step + 1,
@@ -159,7 +174,7 @@ class Loop:
         room = max(longest, min(self.row_tokens, -(-tokens // self.workers.count)))
         total = torch.zeros(1, dtype=torch.float64)
         for row in self.workers.share(rows_of(items, room)):
-            loss = answer_losses(self.model, pack(row)) / supervised
+            loss = self.losses(self.model, pack(row)) / supervised
             loss.backward()
             total += float(loss.detach())
         if self.workers.count > 1:

@@ -66,9 +66,17 @@ def pack(items: Sequence[Encoded]) -> Packed:
 
 
 def answer_losses(model: Any, packed: Packed) -> Any:
-    """Sum of the cross-entropy over the supervised tokens.
+    """Sum of the cross-entropy over the supervised tokens."""
+    import torch
 
-    Logits are computed where a token is supervised only: with a vocabulary of 49,152 and a hidden size of 576 they
+    logits = answer_logits(model, packed)
+    return torch.nn.functional.cross_entropy(logits, packed.targets.to(logits.device), reduction="sum")
+
+
+def answer_logits(model: Any, packed: Packed) -> Any:
+    """Logits (supervised, vocabulary) of a packed row, in float32.
+
+    They are computed where a token is supervised only: with a vocabulary of 49,152 and a hidden size of 576 they
     would otherwise be half of the work.
     """
     import torch
@@ -87,8 +95,7 @@ def answer_losses(model: Any, packed: Packed) -> Any:
         max_length_k=longest,
         bounds=packed.bounds,
     ).last_hidden_state
-    logits = causal.lm_head(hidden[0, packed.predicting.to(device)])
-    return torch.nn.functional.cross_entropy(logits.float(), packed.targets.to(device), reduction="sum")
+    return causal.lm_head(hidden[0, packed.predicting.to(device)]).float()
 
 
 def packed_attention(

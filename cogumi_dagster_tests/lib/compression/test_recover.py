@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def recovered(
     student: Path, pruned: Path, pairs: list[Pair], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, RecoveryReport]:
     folder = tmp_path_factory.mktemp("recovered") / "checkpoint"
-    return folder, recover(pruned, student, pairs, pairs[:8], folder, STEPS)
+    return folder, recover(pruned, student, pairs, pairs[:8], folder, STEPS, scratch=folder.parent / "s")
 
 
 def test_what_was_zero_stays_zero_in_the_saved_file(pruned: Path, recovered: tuple[Path, RecoveryReport]) -> None:
@@ -66,14 +67,16 @@ def test_pruned_embeddings_are_trained_and_keep_their_zeros(student: Path, pairs
     pruned, out = tmp_path / "pruned", tmp_path / "out"
     config = HALF.model_copy(update={"sparsity_embeddings": 0.5})
     prune(student, [], pairs[:2], pruned, config, scratch=tmp_path / "scratch")
-    assert recover(pruned, student, pairs, pairs[:2], out, STEPS).mask_intact
+    assert recover(pruned, student, pairs, pairs[:2], out, STEPS, scratch=tmp_path / "s").mask_intact
     name = "model.embed_tokens.weight"
     before, after = (load_checkpoint(path)[0].state_dict()[name] for path in (pruned, out))
     assert (after[before == 0] == 0).all()
     assert (after != before).any()
 
 
-def test_without_masks_training_would_fill_the_zeros(student: Path, pruned: Path, pairs: list[Pair]) -> None:
+def test_without_masks_training_would_fill_the_zeros(
+    student: Path, pruned: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
     """What the mask is for: the same training on a copy whose zeros are not known to be pruned."""
     import torch
 
@@ -83,7 +86,7 @@ def test_without_masks_training_would_fill_the_zeros(student: Path, pruned: Path
     zeros = weight.detach() == 0
     with torch.no_grad():
         weight[zeros] = 1e-12
-    module.train_masked(model, teacher, tokenizer, pairs, STEPS)
+    module.train_masked(model, teacher, tokenizer, pairs, STEPS, scratch=tmp_path)
     assert (weight[zeros].abs() > 1e-6).float().mean() > 0.9
 
 
@@ -94,21 +97,53 @@ def test_the_hardest_examples_are_chosen(pruned: Path, pairs: list[Pair]) -> Non
 
     model, tokenizer = load_checkpoint(pruned, "float32")
     encoded, _ = encode_pairs(tokenizer, pairs, 512)
-    groups = module._hardest(model, encoded, STEPS, tokenizer.pad_token_id)
-    chosen = {item.index for group in groups for item in group}
+    with module.packed_rows(model):
+        chosen = {item.index for item in module._hardest(model, encoded, STEPS)}
     with torch.no_grad():
         alone = {item.index: supervised_logits(model, collate([item], 0)) for item in encoded}
     loss = {index: float(torch.nn.functional.cross_entropy(*answer)) for index, answer in alone.items()}
     assert len(chosen) == len(pairs) // 2
     assert min(loss[i] for i in chosen) >= max(loss[i] for i in set(loss) - chosen) - 1e-4
-    assert all(sum(len(item.ids) for item in group) <= STEPS.batch_tokens for group in groups)
 
 
 def test_a_loss_that_is_not_finite_stops(
     student: Path, pruned: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module._loss
-    monkeypatch.setattr(module, "_loss", lambda *arguments: real(*arguments) * float("nan"))
-    with pytest.raises(CogumiError, match="the recovery loss is nan at step 1"):
-        recover(pruned, student, pairs, pairs[:2], tmp_path / "out", STEPS)
+    real = module._losses
+    monkeypatch.setattr(module, "_losses", lambda *arguments: real(*arguments) * float("nan"))
+    with pytest.raises(CogumiError, match=r"the loss is nan at step 1 \("):
+        recover(pruned, student, pairs, pairs[:2], tmp_path / "out", STEPS, scratch=tmp_path / "s")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_killed_recovery_goes_on_to_the_same_weights(
+    student: Path, pruned: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    class Killed(BaseException):
+        pass
+
+    def dies_after(steps: int) -> Callable[..., None]:
+        def progress(done: int, total: int, note: str) -> None:
+            if done == steps:
+                raise Killed
+
+        return progress
+
+    real = module._as_training
+    monkeypatch.setattr(module, "_as_training", lambda config: real(config).model_copy(update={"save_every": 3}))
+    recover(pruned, student, pairs, pairs[:2], tmp_path / "whole", STEPS, scratch=tmp_path / "s1")
+    with pytest.raises(Killed):
+        recover(
+            pruned, student, pairs, pairs[:2], tmp_path / "cut", STEPS, scratch=tmp_path / "s2", progress=dies_after(5)
+        )
+    assert [path.name for path in (tmp_path / "s2").glob("step-*")] == ["step-000003"]
+    steps: list[int] = []
+    recover(
+        pruned, student, pairs, pairs[:2], tmp_path / "cut", STEPS, scratch=tmp_path / "s2",
+        progress=lambda done, total, note: steps.append(done),
+    )  # fmt: skip
+    assert steps == [4, 5, 6, 7, 8]
+    whole, cut = (load_checkpoint(tmp_path / name)[0].state_dict() for name in ("whole", "cut"))
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
