@@ -52,14 +52,16 @@ def _profile(name: str | None) -> str:
 @app.command(rich_help_panel=GRAPH)
 def run(
     profile: ProfileOption = None,
-    select: Annotated[str, typer.Option(help="Assets to materialize, separated by commas; all when left out.")] = "",
+    select: Annotated[
+        list[str] | None, typer.Option(help="Assets to materialize, separated by commas; all when left out.")
+    ] = None,
     partition: Annotated[str, typer.Option(help="Only this domain, modifier or strategy.")] = "",
 ) -> None:
     """Materialize what is not up to date: everything, or some assets. Run again after a kill: it continues."""
     _profile(profile)
     from cogumi_dagster.commands.graph import run_graph
 
-    raise typer.Exit(run_graph([name for name in select.split(",") if name], partition or None))
+    raise typer.Exit(run_graph([name for part in select or () for name in part.split(",") if name], partition or None))
 
 
 @app.command(rich_help_panel=GRAPH)

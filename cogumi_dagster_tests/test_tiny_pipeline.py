@@ -8,8 +8,10 @@ import pytest
 
 from cogumi_dagster.commands import graph
 from cogumi_dagster.defs.graph import ASSETS
+from cogumi_dagster.defs.partitions import partitions_made
 from cogumi_dagster.home import ensure_home
 from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore
+from cogumi_dagster.lib.profile import read_profile
 from cogumi_dagster.lib.report.card import HTML, MARKDOWN
 from resources import build_resources
 
@@ -61,7 +63,7 @@ def wanted() -> set[tuple[str, str | None]]:
     found: set[tuple[str, str | None]] = set()
     for asset in ASSETS:
         if isinstance(asset, dg.AssetsDefinition):
-            keys = asset.partitions_def.get_partition_keys() if asset.partitions_def else [None]
+            keys = partitions_made(asset.partitions_def, read_profile("tiny"))
             found |= {(asset.key.to_user_string(), key) for key in keys}
     return found
 

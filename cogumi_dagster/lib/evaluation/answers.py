@@ -10,7 +10,7 @@ from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks import FAMILIES, verify
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
-MAX_TOKENS = 160
+MAX_TOKENS = 192
 
 
 @dataclass(frozen=True)

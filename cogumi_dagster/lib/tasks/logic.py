@@ -77,7 +77,7 @@ CIRCUIT = GymFamily(
         "medium": {"min_terms": 3, "max_terms": 3, "min_inputs": 2, "max_inputs": 3},
         "hard": {"min_terms": 4, "max_terms": 5, "min_inputs": 2, "max_inputs": 4},
     },
-    _ask_circuit, _work_circuit, final_text, facts=(), max_tokens=200,
+    _ask_circuit, _work_circuit, final_text, facts=(), max_tokens=192,
 )  # fmt: skip
 COURSES = GymFamily(
     "course_schedule", "reasoning", "course_schedule",
@@ -86,5 +86,5 @@ COURSES = GymFamily(
         "medium": {"min_num_courses": 5, "max_num_courses": 5, "max_cycle_length": 4, "max_num_prerequisites": 1},
         "hard": {"min_num_courses": 6, "max_num_courses": 6, "max_num_prerequisites": 1},
     },
-    _ask_courses, _work_courses, _read_truth, max_tokens=320,
+    _ask_courses, _work_courses, _read_truth, max_tokens=192,
 )  # fmt: skip

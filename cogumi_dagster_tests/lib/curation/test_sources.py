@@ -138,7 +138,7 @@ def test_version_follows_yaml_files_and_family_versions(tmp_path: Path, monkeypa
     versions.append(sources_version("math", folder))
     (folder / "math.yaml").write_text("families: [scheduling, gcd]\nfiles: [mine.jsonl]\n")
     versions.append(sources_version("math", folder))
-    monkeypatch.setattr("cogumi_dagster.lib.tasks.scheduling.Scheduling.version", "2")
+    monkeypatch.setattr("cogumi_dagster.lib.tasks.scheduling.Scheduling.version", "another")
     versions.append(sources_version("math", folder))
     (folder / "math.yaml").write_text("files: ['*.jsonl']\ndatasets: [{name: a/b, revision: v1}]\n")
     versions.append(sources_version("math", folder))  # no network for a dataset

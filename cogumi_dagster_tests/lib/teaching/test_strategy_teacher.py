@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,15 @@ def asker(server: WireServer, tmp_path: Path) -> Iterator[Asker]:
         )
 
 
+@cache
+def solved() -> dict[str, str]:
+    """The right answers to all that these tests ask."""
+    drawn = [FAMILY.problems(12, 101 * batch, "train") for batch in range(6)]
+    return {
+        task.prompt: str(task.answer) for tasks in (*drawn, FAMILY.problems(24, 7, "train", TO_LEARN)) for task in tasks
+    }
+
+
 def pupil(path: str, body: dict[str, Any]) -> Any:
     """Says YES to all until it has a strategy, then is right; wrong on purpose about problems of five meetings."""
     prompt = user_prompt(body)
@@ -45,13 +55,8 @@ def pupil(path: str, body: dict[str, Any]) -> Any:
     if prompt.startswith("This is a kind of problem"):
         return chat_reply("1. Count the meetings of each hour.")
     strategy, _, question = prompt.rpartition("\n\n")
-    solved = {
-        task.prompt: str(task.answer)
-        for seed in (0, 101, 202, 303, 404, 505)
-        for task in FAMILY.problems(12, seed, "train")
-    } | {task.prompt: str(task.answer) for task in FAMILY.problems(24, 7, "train", TO_LEARN)}
     counted = strategy and question.count("[") != 5
-    return chat_reply(f"counted: {solved[question]}" if counted else "YES")
+    return chat_reply(f"counted: {solved()[question]}" if counted else "YES")
 
 
 def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
