@@ -1,12 +1,16 @@
-"""Hot swap: what adapters cost a served model, and whether one request's adapter ever touches another's answer.
+"""Serving: how fast each type of weights reads prompts and decodes, and what adapters cost.
 
-    python bench/serving.py BASE.gguf NAME=ADAPTER.gguf [NAME=ADAPTER.gguf ...] [--requests 1000] [--slots 8]
+    python bench/serving.py types FILE.gguf ... [--slots 8]
+    python bench/serving.py adapters BASE.gguf NAME=ADAPTER.gguf ... [--requests 1000] [--slots 8]
 
-``load``: opening the base with all adapters less opening it alone, an adapter. ``switch``: the time of a one-token
-request after one with another adapter, less after one with the same. ``decode``: tokens a second with each adapter and
-without, in turn, alone and in all slots. ``interleaved``: requests with adapters in random order, several at once, each
-answer against the one that the same adapter gave to the same prompt alone; an answer that differs is looked for among
-the other adapters' (contamination) and otherwise counted as a rounding difference of batched decoding.
+``types``: the same 24 prompts with up to 60 tokens of answer each, and with one, in all slots.
+
+``adapters``: hot swap, and whether one request's adapter ever touches another's answer. ``load``: opening the base with
+all adapters less opening it alone, an adapter. ``switch``: the time of a one-token request after one with another
+adapter, less after one with the same. ``decode``: tokens a second with each adapter and without, in turn, alone and in
+all slots. ``interleaved``: requests with adapters in random order, several at once, each answer against the one that the
+same adapter gave to the same prompt alone; an answer that differs is looked for among the other adapters'
+(contamination) and otherwise counted as a rounding difference of batched decoding.
 """
 
 import argparse
@@ -112,14 +116,37 @@ def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequenc
     )
 
 
+def types(files: Sequence[Path], slots: int) -> None:
+    words = Path(__file__).with_name("training.py").read_text().split()
+    draw = random.Random(1)
+    chats: list[Chat] = [[{"role": "user", "content": " ".join(draw.choices(words, k=60))}] for _ in range(24)]
+    print("| file | prompt, tokens/s | answers, tokens/s |\n|---|---|---|")
+    for path in files:
+        engine = LlamaEngine(path, slots=slots, context=1024)
+        started = time.perf_counter()
+        first = engine.chat_many(chats, max_tokens=1)
+        prompt_seconds = time.perf_counter() - started
+        started = time.perf_counter()
+        answers = engine.chat_many(chats, max_tokens=60)
+        rest = time.perf_counter() - started - prompt_seconds
+        engine.close()
+        prompts_read = sum(answer.prompt_tokens for answer in first) / prompt_seconds
+        decoded = sum(answer.completion_tokens - 1 for answer in answers) / rest
+        print(f"| {path.name} | {prompts_read:.0f} | {decoded:.0f} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["types", "adapters"])
     parser.add_argument("base", type=Path)
-    parser.add_argument("adapters", nargs="+", help="NAME=FILE")
+    parser.add_argument("others", nargs="*", help="more files, or NAME=FILE")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=8)
     arguments = parser.parse_args()
-    adapters = {name: Path(path) for name, path in (text.split("=", 1) for text in arguments.adapters)}
+    if arguments.what == "types":
+        types([arguments.base, *map(Path, arguments.others)], arguments.slots)
+        return
+    adapters = {name: Path(path) for name, path in (text.split("=", 1) for text in arguments.others)}
     names: list[str | None] = [None, *adapters]
     print("| figure | value |\n|---|---|")
     load(arguments.base, adapters)
