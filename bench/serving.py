@@ -7,9 +7,9 @@
 
 ``adapters``: hot swap, and whether one request's adapter ever touches another's answer. ``load``: opening the base with
 all adapters less opening it alone, an adapter. ``switch``: the time of a one-token request after one with another
-adapter, less after one with the same. ``decode``: tokens a second with each adapter and without, in turn, alone and in
-all slots. ``interleaved``: requests with adapters in random order, several at once, each answer against the one that the
-same adapter gave to the same prompt alone; an answer that differs is looked for among the other adapters'
+adapter, less after one with the same. ``decode``: tokens a second with each adapter and without, in turn, alone and
+in all slots. ``interleaved``: requests with adapters in random order, several at once, each answer against the one that
+the same adapter gave to the same prompt alone; an answer that differs is looked for among the other adapters'
 (contamination) and otherwise counted as a rounding difference of batched decoding.
 """
 
