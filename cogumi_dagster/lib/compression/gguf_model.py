@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from cogumi_dagster.lib.artifacts import file_sha256
+from cogumi_dagster.lib.compression.gguf_checkpoint import checkpoint_sha256
 from cogumi_dagster.lib.compression.gguf_export import ExportReport, describe_gguf, write_gguf
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
 from cogumi_dagster.lib.compression.imatrix import Imatrix, collect_imatrix, read_imatrix, write_imatrix
@@ -98,7 +98,7 @@ def export_model(
         write_imatrix(imatrix, out / IMATRIX_FILE)
     with tempfile.TemporaryDirectory(dir=out) as scratch:
         f16 = Path(scratch) / "f16.gguf"
-        write_gguf(parent, f16, provenance={"parent_sha256": file_sha256(next(parent.glob("*.safetensors")))})
+        write_gguf(parent, f16, provenance={"parent_sha256": checkpoint_sha256(parent)})
         plain = parity(reference, flatten(gguf_answer_logits(f16, tokenizer, held_out)))
         if config.budget_mb is None:
             export = quantize_file(f16, out / MODEL_FILE, config.gguf_type, imatrix=imatrix)
