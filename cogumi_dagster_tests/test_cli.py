@@ -226,7 +226,11 @@ def test_dedup_reads_what_curate_reads_and_names_the_files_that_were_given(cogum
     assert report["left_out"] == [f"{array}: 1 broken line(s) left out (line 3), 2 kept"]
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.csv", "in.json.gz", "out.jsonl"]
-    refused(cogumi("dedup", array, tmp_path / "out.parquet"), "would hold JSON Lines", "out.jsonl")
+    refused(cogumi("dedup", array, tmp_path / "out.parquet"), "would hold JSON Lines", "name it out.jsonl")
+    refused(cogumi("dedup", array, tmp_path / "out.json.gz"), "would hold JSON Lines", "name it out.jsonl")
+    upper = table.rename(tmp_path / "B.CSV")
+    assert json.loads(cogumi("dedup", upper, tmp_path / "b.csv.jsonl", "--json").out)["documents"] == 2
+    table.touch()
     table.write_text("a,b\n1,2\n")
     refused(cogumi("dedup", table, tmp_path / "out2.jsonl"), f"{table}: no row has a text; its fields are a, b")
 

@@ -36,7 +36,7 @@ def _as_json_lines(inputs: Sequence[Path], beside: Path) -> Iterator[dict[Path, 
         lines: dict[Path, Path] = {}
         for number, path in enumerate(inputs):
             copy = path
-            if path.is_file() and set(path.suffixes[-2:]) & set(TABLES):
+            if path.is_file() and _form(path) in TABLES:
                 plain = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
                 copy = Path(folder, str(number), plain)
                 copy.parent.mkdir()
@@ -48,6 +48,14 @@ def _as_json_lines(inputs: Sequence[Path], beside: Path) -> Iterator[dict[Path, 
             yield lines
         except CogumiError as error:
             raise CogumiError(_named(error.problem, lines), error.mend) from error
+
+
+def _form(path: Path) -> str:
+    """The format that a name tells, without its packing: ``.csv`` of ``a.CSV.gz``."""
+    from cogumi_dagster.lib.packed import COMPRESSIONS
+
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
 
 
 def _named(text: str, lines: Mapping[Path, Path]) -> str:
@@ -81,8 +89,9 @@ def dedup_command(
     config = DedupConfig.model_validate(
         {"threshold": threshold, "shingle": shingle, "keep": keep, "bands": bands, "engine": engine}
     )
-    if engine != "ray" and set(inputs[-1].suffixes) & set(TABLES):
-        raise CogumiError(f"{inputs[-1]} would hold JSON Lines", f"name it {inputs[-1].with_suffix('.jsonl').name}")
+    if engine != "ray" and (form := _form(inputs[-1])) in TABLES:
+        plain = inputs[-1].name[: inputs[-1].name.lower().rindex(form)]
+        raise CogumiError(f"{inputs[-1]} would hold JSON Lines", f"name it {plain}.jsonl")
     with _as_json_lines(inputs[:-1], inputs[-1].parent) as lines:
         if engine == "ray":
             from cogumi_dagster.lib.dedup.on_ray import dedup_on_ray

@@ -178,11 +178,15 @@ def artifact(
 def _on_changed_inputs() -> dg.AutomationCondition:  # type: ignore[type-arg]
     """``eager``, but not for a re-materialization with the same data version (dagster#25439), not past a
     failed blocking check of an input, and not for what was never made: the first run is the user's to start
-    (else the first observation in a new installation would ask every teacher)."""
+    (else the first observation in a new installation would ask every teacher). A missing strategy holds nothing
+    back: a profile makes only some of them."""
     condition = dg.AutomationCondition
     changed = condition.any_deps_match(condition.data_version_changed() | condition.will_be_requested())
     failed = condition.any_deps_match(condition.any_checks_match(condition.check_failed(), blocking_only=True))
+    missing = condition.any_deps_match(condition.missing() & ~condition.will_be_requested())
+    made = missing.ignore(dg.AssetSelection.assets("strategy_evaluation")).with_label("any_deps_missing")
     eager = condition.eager().replace("any_deps_updated", changed.with_label("any_deps_updated"))
+    eager = eager.replace("any_deps_missing", made)
     return eager & ~failed & ~condition.missing()
 
 
@@ -211,16 +215,18 @@ def _label(asset: str, partition: str | None) -> str:
     return f"{asset}[{partition}]" if partition else asset
 
 
-def _dependencies(context: dg.AssetExecutionContext, profile: Profile) -> Iterator[tuple[str, list[str | None]]]:
+def _dependencies(
+    context: dg.AssetExecutionContext, profile: Profile, store: ArtifactStore | None = None
+) -> Iterator[tuple[str, list[str | None]]]:
     """(asset, partitions) of each input, as the graph's partition mappings say.
 
-    Of all strategies together, those that the profile names.
+    Of all strategies together, those that the profile names and those that were made besides.
     """
     for name in context.op_def.ins:
         key = context.asset_key_for_input(name)
         try:
             found = sorted(context.asset_partition_keys_for_input(name))
-            known = partitions_made(context.asset_partitions_def_for_input(name), profile)
+            known = partitions_made(context.asset_partitions_def_for_input(name), profile, store)
             partitions: list[str | None] = [key for key in found if key in known or len(found) == 1]
         except dg.DagsterInvariantViolationError:
             partitions = [None]
@@ -236,7 +242,7 @@ def _inputs(
 ) -> dict[str, dict[str | None, ArtifactRef]]:
     return {
         asset: {partition: store.get(asset, partition) for partition in partitions}
-        for asset, partitions in _dependencies(context, profile)
+        for asset, partitions in _dependencies(context, profile, store)
         if asset != TEACHER_DATA
     }
 

@@ -2,6 +2,7 @@
 
 import dagster as dg
 
+from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS, STRATEGIES, Profile
 
 domain_partitions = dg.StaticPartitionsDefinition(list(DOMAINS))
@@ -10,12 +11,17 @@ strategy_partitions = dg.StaticPartitionsDefinition(list(STRATEGIES))
 
 
 def partitions_made(
-    definition: dg.PartitionsDefinition | None, profile: Profile | None = None, asked: str | None = None
+    definition: dg.PartitionsDefinition | None,
+    profile: Profile | None = None,
+    store: ArtifactStore | None = None,
+    asked: str | None = None,
 ) -> list[str | None]:
-    """The partitions that a run makes: all; of the strategies those of the profile, and the one that is asked for."""
+    """The partitions that a run makes: all; of the strategies those of the profile, those that were made before, and
+    the one that is asked for."""
     if definition is None:
         return [None]
     keys: list[str | None] = list(definition.get_partition_keys())
     if definition == strategy_partitions and profile is not None:
-        return [key for key in keys if key in (*profile.strategy.families, asked)]
+        before = {key for key in keys if store and store.current("strategy_evaluation", key)}
+        return [key for key in keys if key in (*profile.strategy.families, *before, asked)]
     return keys

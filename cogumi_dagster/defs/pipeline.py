@@ -77,9 +77,14 @@ Keys = dict[str, list[str | None]]
 """The partitions of each asset that count in a run."""
 
 
-def _keys(specs: dict[str, dg.AssetSpec], settings: ProfileResource | None = None, asked: str | None = None) -> Keys:
+def _keys(
+    specs: dict[str, dg.AssetSpec],
+    settings: ProfileResource | None = None,
+    store: ArtifactStore | None = None,
+    asked: str | None = None,
+) -> Keys:
     profile = settings.profile if settings else None
-    return {name: partitions_made(spec.partitions_def, profile, asked) for name, spec in specs.items()}
+    return {name: partitions_made(spec.partitions_def, profile, store, asked) for name, spec in specs.items()}
 
 
 def _parents(
@@ -103,7 +108,7 @@ def plan(
         CogumiError: an unknown asset or partition.
     """
     specs = _specs()
-    keys = _keys(specs, settings, partition)
+    keys = _keys(specs, settings, store, partition)
     chosen = _chosen(keys, select, partition)
     current = {(name, key): store.current(name, key) for name in specs for key in keys[name]}
     versions = {slot: ref.version for slot, ref in current.items() if ref}

@@ -272,7 +272,7 @@ class ModifiersConfig(Section):
 
 class StrategyConfig(Section):
     families: tuple[StrategyName, ...] = ("scheduling",)
-    """Which partitions a run of the whole graph makes; the others are there to be asked for."""
+    """Which partitions a run of the whole graph makes; others are there to be asked for, and then kept up to date."""
     teacher: str = "solver"
     """Who attempts, reflects and distils: the solver, or a name of the catalogue of teachers."""
     journal_batches: Count = 4

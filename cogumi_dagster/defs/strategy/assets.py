@@ -45,7 +45,8 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     group="strategy",
     kinds={"gguf", "jsonl"},
     config=(
-        "strategy.teacher", "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every", "teaching",
+        "strategy.teacher", "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every",
+        "teaching.catalogue", "teaching.max_tokens",
     ),
     deps=[gguf_model],
     partitions_def=strategy_partitions,
@@ -81,7 +82,7 @@ def strategy_journal(step: Step) -> JournalReport:
 @artifact(
     group="strategy",
     kinds={"python", "jsonl"},
-    config=("strategy.traces", "strategy.teacher", "teaching"),
+    config=("strategy.traces", "strategy.teacher", "teaching.catalogue", "teaching.max_tokens"),
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,

@@ -15,7 +15,6 @@ from cogumi_dagster.lib.compression.pruning_steps import (
     loss_curve,
     score,
 )  # fmt: skip
-from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.plots import LinePlot
 from cogumi_dagster.lib.profile import LoraConfig, RecoveryConfig
 from cogumi_dagster.lib.progress import Progress, silent
@@ -135,13 +134,11 @@ def train_masked(
     the divergence from the unpruned teacher's logits. ``scratch`` keeps the loop's checkpoints.
 
     Raises:
-        CogumiError: no example that fits, a loss that is not finite or explodes.
+        CogumiError: a loss that is not finite or explodes.
     """
     import torch
 
     encoded, _ = encode_pairs(tokenizer, pairs, config.max_length)
-    if not encoded:
-        raise CogumiError("no example fits for the recovery", "raise compression.recovery.max_length")
     weights = prunable_weights(model, embeddings=embeddings)
     masks = [weight.detach() != 0 for weight in weights]
     for parameter in model.parameters():
@@ -181,15 +178,16 @@ def _as_training(config: RecoveryConfig) -> LoraConfig:
         batch_tokens=config.batch_tokens,
         max_length=config.max_length,
         warmup_share=0.0,
+        save_every=max(20, config.steps // 10),  # all weights and Adam's moments: gigabytes for a billion weights
         load_in_4bit=False,
     )
 
 
 @contextmanager
 def packed_rows(model: Any) -> Iterator[None]:
-    """Attention for packed rows, for as long as it lasts."""
+    """Attention for packed rows, for as long as it lasts. The models are in float32, which flash-attention refuses."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(attention_for(str(model.device)))
+    model.set_attn_implementation(attention_for("cpu"))
     try:
         yield
     finally:

@@ -133,8 +133,8 @@ def compare(
     improves = repaired > broken and p_value < SIGNIFICANCE
     regresses = broken > repaired and p_value < SIGNIFICANCE
     if noise is not None:
-        improves &= wilson(repaired, failures)[0] > noise.repaired.value
-        regresses |= successes > 0 and wilson(broken, successes)[0] > noise.broken.value
+        improves &= wilson(repaired, failures)[0] > noise.repaired.interval[1]
+        regresses |= successes > 0 and wilson(broken, successes)[0] > noise.broken.interval[1]
     first: Mapping[str, Proportion] = by_family(base)
     second = by_family(modified)
     return ModifierReport(

@@ -41,10 +41,15 @@ class StageRow:
 
 @dataclass(frozen=True)
 class SuiteRow:
-    """The student with adapter on one suite. ``majority`` is what always giving the commoner answer gets."""
+    """The student with adapter on one suite. ``majority`` is what always giving the commoner answer gets.
+
+    Shares are of distinct problems: one that comes again is no further evidence.
+    """
 
     suite: str
+    drawn: int
     problems: int
+    """Distinct ones."""
     accuracy: Proportion
     majority: Proportion
     balanced_accuracy: Estimate
@@ -119,7 +124,10 @@ def evaluate_strategy(
         problems=len(tasks),
         majority=majority_baseline([task.answer for task in tasks]),
         stages=(*rows, teacher),
-        suites=tuple(_suite(name, [by_id[task.id] for task in drawn]) for name, drawn in suites.items()),
+        suites=tuple(
+            _suite(name, len(drawn), [by_id[one] for one in dict.fromkeys(task.id for task in drawn)])
+            for name, drawn in suites.items()
+        ),
         economics=economics(
             training_seconds=training_seconds,
             seconds_per_answer=seconds / len(tasks),
@@ -144,11 +152,12 @@ def _row(stage: str, answers: Sequence[Answered]) -> StageRow:
     )  # fmt: skip
 
 
-def _suite(name: str, answers: Sequence[Answered]) -> SuiteRow:
+def _suite(name: str, drawn: int, answers: Sequence[Answered]) -> SuiteRow:
     majority = majority_baseline([answer.task.answer for answer in answers])
     return SuiteRow(
-        name, len(answers), _passed(answers), majority, balanced_accuracy(answers), _recalls(answers), _exact(answers)
-    )
+        name, drawn, len(answers), _passed(answers), majority, balanced_accuracy(answers), _recalls(answers),
+        _exact(answers),
+    )  # fmt: skip
 
 
 def _share(chosen: Sequence[bool]) -> Proportion:

@@ -25,7 +25,7 @@ from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, sai
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 
 PATIENCE = 4
-"""Batches without a new best after which a teacher is done."""
+"""Strategies without a new best after which a teacher is done."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def keep_journal(
     """Run at most ``batches`` batches of fresh training problems, with a new strategy after every ``distil_every``.
 
     It ends early when the strategies no longer help: nothing new comes and the last one has been tried twice without
-    gain, or the last ``PATIENCE`` batches are no better than the best before them. Writes journal.jsonl and
+    gain, or ``PATIENCE`` strategies long no batch was better than the best before them. Writes journal.jsonl and
     strategies.json (texts, and which did best).
     """
     entries: list[JournalEntry] = []
@@ -84,14 +84,14 @@ def keep_journal(
         entries.append(entry)
         scores.setdefault(current, []).append(entry.balanced_accuracy)
         progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy:.2f} with strategy {current}")
-        if _no_longer_helps(entries):
+        if (batch + 1) % distil_every:
+            continue
+        new = teacher.distil([e.note for e in entries], strategies, tasks[0])
+        if new:
+            strategies.append(new)
+        elif len(scores[current]) > 1 and scores[current][-1] <= max(scores[current][:-1]):
             break
-        new = None
-        if (batch + 1) % distil_every == 0:
-            new = teacher.distil([e.note for e in entries], strategies, tasks[0])
-            if new:
-                strategies.append(new)
-        if not new and len(scores[current]) > 1 and scores[current][-1] <= max(scores[current][:-1]):
+        if _no_longer_helps(entries, PATIENCE * distil_every):
             break
     tried = {version: sum(values) / len(values) for version, values in scores.items()}
     best = max(tried, key=lambda version: (tried[version], version))
@@ -104,9 +104,11 @@ def keep_journal(
     )
 
 
-def _no_longer_helps(entries: Sequence[JournalEntry]) -> bool:
+def _no_longer_helps(entries: Sequence[JournalEntry], patience: int) -> bool:
+    """Whether the last ``patience`` batches, all with a strategy, are no better than the best before them."""
     scores = [entry.balanced_accuracy for entry in entries]
-    return len(scores) > PATIENCE and max(scores[-PATIENCE:]) <= max(scores[:-PATIENCE])
+    tried = sum(entry.strategy > 0 for entry in entries)
+    return min(tried, len(scores) - 1) >= patience and max(scores[-patience:]) <= max(scores[:-patience])
 
 
 def _entry(batch: int, strategy: int, answers: Sequence[Answered], note: str) -> JournalEntry:

@@ -54,11 +54,15 @@ class StrategyFamily:
             return [task for part in self.parts for task in part.problems(sizes[part.name], seed, split, mix)]
         generate = self.generate or FAMILIES[self.name].generate
         chosen: list[Task] = []
-        for level, wanted in _parts(count, mix or EVEN).items():
+        short = 0  # easy problems may run out: harder ones take their place
+        for level, share in _parts(count, mix or EVEN).items():
+            wanted = share + short
             # a split holds 80 % or 10 % of all problems: draw until all classes are full
             drawn = generate(40 + wanted * (4 if split == "train" else 30), seed, level)
             inside = [task for task in drawn if task.split == split]
-            chosen += _balanced(inside, self.classes, wanted) if self.classes else inside[:wanted]
+            taken = _balanced(inside, self.classes, wanted) if self.classes else inside[:wanted]
+            short = wanted - len(taken)
+            chosen += taken
         return chosen
 
 

@@ -7,6 +7,7 @@ writes both the journal and the strategies; every call goes through the journal 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from cogumi_dagster.lib.errors import CogumiError
@@ -20,7 +21,8 @@ from cogumi_dagster.lib.teaching.catalogue import Teacher
 from cogumi_dagster.lib.teaching.teach import chat_messages
 
 SHOWN_MISTAKES, SHOWN_SUCCESSES = 6, 2
-SHOWN_CHARACTERS = 1200
+SHOWN_CHARACTERS, SHOWN_LOCALLY = 8000, 1600
+"""Of all attempts together, to an API and to the local teacher, whose context is a thousand tokens."""
 LONGEST_STRATEGY = 4000
 """Characters. A longer text is no strategy that a small model could follow."""
 
@@ -114,11 +116,14 @@ class CatalogueTeacher:
     def reflect(self, answers: Sequence[Answered]) -> str:
         wrong = [answer for answer in answers if not answer.passed][:SHOWN_MISTAKES]
         right = [answer for answer in answers if answer.passed][:SHOWN_SUCCESSES]
-        shown = "\n\n".join(
-            f"Problem: {a.task.prompt}\nYour answer: {a.completion.text[:SHOWN_CHARACTERS]}\n"
+        room = SHOWN_LOCALLY if self.teacher.provider == "local" else SHOWN_CHARACTERS
+        entries = [
+            f"Problem: {a.task.prompt}\nYour answer: {a.completion.text[: room // 4]}\n"
             f"Verdict: {'right' if a.passed else f'wrong; the right answer is {a.task.answer}'}"
             for a in (*wrong, *right)
-        )
+        ]
+        fitting = [entry for entry, total in zip(entries, accumulate(map(len, entries)), strict=True) if total <= room]
+        shown = "\n\n".join(fitting or [entries[0][:room]])
         score = f"{sum(answer.passed for answer in answers)} of {len(answers)} were right."
         (text,) = self._ask([REFLECT.format(attempts=shown, score=score)], ["reflection"], answers[0].task.domain)
         return text.strip()
@@ -134,7 +139,8 @@ class CatalogueTeacher:
         """Texts; an answer that failed for good (truncated, refused) is empty.
 
         Raises:
-            CogumiError: the teacher cannot be asked, or the budget is used up; answers stay in the journal of calls.
+            CogumiError: the teacher cannot be asked or did not answer, or the budget is used up; the answers that
+                came stay in the journal of calls.
         """
         if why := self.asker.why_not(self.name):
             raise CogumiError(
@@ -148,5 +154,11 @@ class CatalogueTeacher:
         outcomes = self.asker.ask_many(self.name, requests, max_tokens=self.max_tokens)
         if unpaid := sum(outcome.failure in OVER_BUDGET for outcome in outcomes):
             raise self.asker.over_budget(unpaid, "the strategy's problems")
+        if lost := [outcome.failure for outcome in outcomes if outcome.answer is None]:
+            raise CogumiError(
+                f"{self.name} gave no answer to {len(lost)} of {len(prompts)} prompts: {lost[0]}",
+                "run again: the answers that came are kept",
+                retryable=True,
+            )
         answers = [outcome.answer for outcome in outcomes]
         return [a.text if a and a.finish_reason not in ("length", "content_filter") else "" for a in answers]

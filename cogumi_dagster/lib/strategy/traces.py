@@ -51,6 +51,7 @@ def learn_strategy(
     """
     kept = json.loads((journal / "strategies.json").read_text())
     tasks = family.problems(traces, seed + 7, "train", TO_LEARN)
+    drawn = len(tasks)
     if teacher is None:
         text = family.strategies[-1]
         rows = [{**task.to_json()} for task in tasks]
@@ -77,7 +78,7 @@ def learn_strategy(
         strategy=text,
         journal_best=int(kept["best"]),
         traces=len(tasks),
-        rejected=traces - len(tasks),
+        rejected=drawn - len(tasks),
         classes={f"{name}: {label}": count for (name, label), count in sorted(_classes(tasks).items())},
         imbalance=_imbalance(tasks),
         by_difficulty={str(level): levels.count(level) for level in sorted(set(levels))},

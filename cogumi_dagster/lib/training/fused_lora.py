@@ -63,7 +63,7 @@ def _plain(module: Any) -> bool:
     if type(module.base_layer) is not torch.nn.Linear or len(module.lora_A) != 1 or module.lora_variant:
         return False
     (name,) = module.lora_A
-    return module.base_layer.weight.dtype == module.lora_A[name].weight.dtype and module.lora_A[name].bias is None
+    return module.base_layer.weight.dtype == module.lora_A[name].weight.dtype and module.lora_B[name].bias is None
 
 
 def _forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:

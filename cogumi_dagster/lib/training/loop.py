@@ -195,8 +195,9 @@ class Loop:
         waited = len(losses) - 1 - losses.index(min(losses))
         self.stopped_early = self.config.patience is not None and waited >= self.config.patience
 
-    def _weights(self) -> dict[str, Any]:
-        return {n: p.detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+    def _weights(self, *, clone: bool = True) -> dict[str, Any]:
+        trained = {name: p.detach() for name, p in self.model.named_parameters() if p.requires_grad}
+        return {name: p.clone() for name, p in trained.items()} if clone else trained
 
     def _put(self, weights: dict[str, Any]) -> None:
         import torch
@@ -210,7 +211,7 @@ class Loop:
         import torch
 
         if self.workers.rank == 0:
-            state = {"adapter": self._weights(), "optimizer": self.optimizer.state_dict(), "best": self.best}
+            state = {"adapter": self._weights(clone=False), "optimizer": self.optimizer.state_dict(), "best": self.best}
             said = {
                 "log": self.log, "evaluations": self.evaluations, "notes": self.notes, "row_tokens": self.row_tokens,
                 "stopped_early": self.stopped_early,

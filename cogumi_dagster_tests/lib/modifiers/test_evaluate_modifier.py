@@ -113,3 +113,8 @@ def test_the_base_answers_again_and_other_domains_are_asked(
     assert [row.domain for row in report.other_domains] == list(DOMAINS)
     assert all(row.base.count == row.modified.count <= 2 for row in report.other_domains)
     assert seen[-1][0] == seen[-1][1] == len(engine.asked) == 4 * 4 + 2 * 12
+
+
+def test_one_broken_answer_of_many_is_no_regression() -> None:
+    base, modified = pattern(both=99, repaired=60, broken=1, neither=40)
+    assert compare(base, modified, [base, base], split="test").gate_passed

@@ -71,6 +71,24 @@ def test_the_journal_says_what_went_wrong(scripted_engine: Callable[..., Any], t
     assert kept["best"] == 2 and [row["text"] for row in kept["strategies"]] == list(FAMILY.strategies)
 
 
+def test_a_flat_score_ends_the_study_only_after_strategies_were_tried(
+    scripted_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    solver = SolverTeacher(scripted_engine(lambda adapter, prompt: "YES"), FAMILY)
+    report = keep_journal(solver, FAMILY, tmp_path, batches=20, problems=12, distil_every=3, seed=1)
+    assert [entry.strategy for entry in report.entries] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    many = StrategyFamily("scheduling", tuple(f"Try {n}." for n in range(20)), FAMILY.classes, FAMILY.generate)
+    patient = keep_journal(SolverTeacher(solver.engine, many), many, tmp_path, batches=20, problems=12, seed=1)
+    assert len(patient.entries) == 5, "four strategies, none better than none"
+
+
+def test_easy_problems_that_run_out_are_replaced_by_harder_ones() -> None:
+    tasks = FAMILY.problems(300, 3, "test")
+    assert len({task.id for task in tasks}) == len(tasks) == 300
+    levels = Counter(task.difficulty for task in tasks)
+    assert levels["easy"] < 100 < levels["medium"]
+
+
 def test_a_batch_of_one_class_is_refused(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
     with pytest.raises(CogumiError, match="one class only"):
         keep_journal(

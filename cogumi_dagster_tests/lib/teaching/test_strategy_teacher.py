@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from wire_server import WireServer, chat_reply, user_prompt
+from wire_server import WireServer, chat_reply, error_reply, user_prompt
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
@@ -103,3 +103,13 @@ def test_no_key_and_no_budget_are_said(asker: Asker, server: WireServer, monkeyp
     with pytest.raises(CogumiError, match="teacher gpt cannot be asked") as caught:
         teacher_of(asker).attempt(FAMILY.problems(6, 0, "train"), "")
     assert "CANARY_KEY" in caught.value.mend
+
+
+def test_a_teacher_that_fails_for_now_is_not_taken_for_a_wrong_one(
+    asker: Asker, server: WireServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cogumi_dagster.lib.teaching.asking.FIRST_WAIT_SECONDS", 0.001)
+    server.default = lambda path, body: error_reply(503, "try later")
+    with pytest.raises(CogumiError, match="gpt gave no answer to 6 of 6 prompts") as caught:
+        teacher_of(asker).attempt(FAMILY.problems(6, 0, "train"), "")
+    assert caught.value.retryable
