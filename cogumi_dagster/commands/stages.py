@@ -1,9 +1,6 @@
 """Single stages on a user's own files. Each calls the function that the asset calls."""
 
 import json
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,51 +15,6 @@ from cogumi_dagster.lib.profile import DOMAINS, DedupConfig, Profile
 
 console = Console(highlight=False)
 ENGINES = ("native", "ray", "datasketch")
-TABLES = (".json", ".parquet", ".csv", ".tsv")
-"""Formats that are rewritten as JSON Lines before they are deduplicated."""
-
-
-@contextmanager
-def _as_json_lines(inputs: Sequence[Path], beside: Path) -> Iterator[dict[Path, Path]]:
-    """JSON Lines -> the input that they are of: the file itself, or a copy in a folder that is removed again.
-
-    A row that cannot be read stays a broken line, in its place.
-    """
-    from cogumi_dagster.lib.curation.files import read_rows
-    from cogumi_dagster.lib.packed import COMPRESSIONS
-
-    beside.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=beside, prefix=".dedup-") as folder:
-        lines: dict[Path, Path] = {}
-        for number, path in enumerate(inputs):
-            copy = path
-            if path.is_file() and _form(path) in TABLES:
-                plain = path.stem if path.suffix.lower() in COMPRESSIONS else path.name
-                copy = Path(folder, str(number), plain)
-                copy.parent.mkdir()
-                with copy.open("w", encoding="utf-8") as out:
-                    for _, row in read_rows(str(path)):
-                        out.write((json.dumps(row, default=str) if row is not None else "broken") + "\n")
-            lines[copy] = path
-        try:
-            yield lines
-        except CogumiError as error:
-            raise CogumiError(_named(error.problem, lines), error.mend) from error
-
-
-def _form(path: Path) -> str:
-    """The format that a name tells, without its packing: ``.csv`` of ``a.CSV.gz``."""
-    from cogumi_dagster.lib.packed import COMPRESSIONS
-
-    name = Path(path.name.lower())
-    return Path(name.stem).suffix if name.suffix in COMPRESSIONS else name.suffix
-
-
-def _named(text: str, lines: Mapping[Path, Path]) -> str:
-    """A message about copies as one about the inputs."""
-    for copy, path in lines.items():
-        text = text.replace(str(copy), str(path))
-    return text
 
 
 def dedup_command(
@@ -75,6 +27,7 @@ def dedup_command(
     memory_gb: float,
     as_json: bool,
 ) -> None:
+    from cogumi_dagster.lib.curation.files import TABLES, as_given, as_json_lines, form_of
     from cogumi_dagster.lib.dedup.files import dedup_files
     from cogumi_dagster.lib.dedup.minhash import bands_for
 
@@ -89,10 +42,10 @@ def dedup_command(
     config = DedupConfig.model_validate(
         {"threshold": threshold, "shingle": shingle, "keep": keep, "bands": bands, "engine": engine}
     )
-    if engine != "ray" and (form := _form(inputs[-1])) in TABLES:
+    if engine != "ray" and (form := form_of(inputs[-1].name)[0]) in TABLES:
         plain = inputs[-1].name[: inputs[-1].name.lower().rindex(form)]
         raise CogumiError(f"{inputs[-1]} would hold JSON Lines", f"name it {plain}.jsonl")
-    with _as_json_lines(inputs[:-1], inputs[-1].parent) as lines:
+    with as_json_lines(inputs[:-1], inputs[-1].parent) as lines:
         if engine == "ray":
             from cogumi_dagster.lib.dedup.on_ray import dedup_on_ray
 
@@ -102,7 +55,7 @@ def dedup_command(
                 report = dedup_files(
                     list(lines), inputs[-1], config, workers=workers, memory_gb=memory_gb, progress=progress
                 )
-        report = replace(report, left_out=tuple(_named(line, lines) for line in report.left_out))
+        report = replace(report, left_out=tuple(as_given(line, lines) for line in report.left_out))
     if as_json:
         print(json.dumps(report_json(report), indent=1, default=str))
         return

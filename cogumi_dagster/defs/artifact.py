@@ -25,6 +25,7 @@ from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.teacher_data import teacher_data_version
+from cogumi_dagster.lib.teaching.catalogue import load_catalogue, teacher_version
 from resources.artifact_store import ArtifactStoreResource
 from resources.compute import ComputeResource
 from resources.embeddings import EmbeddingsResource
@@ -34,6 +35,7 @@ from resources.teachers import TeachersResource
 
 TEACHER_DATA = "teacher_data"
 CONFIG_KEY = "cogumi/config"
+ASKS_KEY = "cogumi/asks"
 CODE_KEY = "cogumi/code_version"
 OWNERS = ["team:cogumi"]
 PIPELINE_TAG = "cogumi/pipeline"
@@ -88,6 +90,7 @@ def artifact(
     group: str,
     kinds: set[str],
     config: Sequence[str] = (),
+    asks: Sequence[str] = (),
     deps: Sequence[Any] = (),
     partitions_def: dg.PartitionsDefinition | None = None,
     claims: Sequence[Claim] = (),
@@ -95,7 +98,8 @@ def artifact(
     retry_policy: dg.RetryPolicy | None = None,
     code_version: str = "1",
 ) -> Callable[[Callable[[Step], Any]], dg.AssetsDefinition]:
-    """Declare an asset. ``config`` names the profile's sections that the artifact depends on."""
+    """Declare an asset. ``config`` names the profile's sections that the artifact depends on, ``asks`` the fields
+    that name teachers whose prompt, model and temperature it depends on besides."""
 
     def decorate(body: Callable[[Step], Any]) -> dg.AssetsDefinition:
         name = body.__name__
@@ -113,7 +117,11 @@ def artifact(
             retry_policy=retry_policy,
             code_version=code_version,
             automation_condition=_on_changed_inputs(),
-            metadata={CONFIG_KEY: dg.MetadataValue.json(list(config)), CODE_KEY: code_version},
+            metadata={
+                CONFIG_KEY: dg.MetadataValue.json(list(config)),
+                ASKS_KEY: dg.MetadataValue.json(list(asks)),
+                CODE_KEY: code_version,
+            },
         )
         def materialize(
             context: dg.AssetExecutionContext,
@@ -130,6 +138,7 @@ def artifact(
                 inputs = _inputs(context, opened, settings.profile)
                 versions = {_label(a, p): ref.version for a, refs in inputs.items() for p, ref in refs.items()}
                 versions |= teacher_versions(settings, _teacher_partitions(context, settings.profile))
+                versions |= versions_of_named(settings, asks)
                 chosen = config_of(settings.profile, config)
                 current = opened.current(name, partition)
                 if current and current.manifest.fingerprint == fingerprint_of(code_version, chosen, versions):
@@ -211,6 +220,17 @@ def teacher_versions(settings: ProfileResource, domains: Sequence[str]) -> dict[
     }
 
 
+def versions_of_named(settings: ProfileResource, fields: Sequence[str]) -> dict[str, str]:
+    """The version of each teacher that these fields of the profile name, as if it were an input artifact."""
+    if not fields:
+        return {}
+    known = load_catalogue(settings.catalogue)
+    chosen = config_of(settings.profile, fields)
+    named = [chosen[field] for field in fields]
+    names = [name for value in named for name in ([value] if isinstance(value, str) else value)]
+    return {_label("teacher", name): teacher_version(known.get(name)) for name in names}
+
+
 def _label(asset: str, partition: str | None) -> str:
     return f"{asset}[{partition}]" if partition else asset
 
@@ -288,7 +308,7 @@ def _result(
         "path": dg.MetadataValue.path(str(ref.path)),
         "reused": reused,
     }
-    taught = [version for name, version in manifest.inputs.items() if name.startswith(TEACHER_DATA)]
+    taught = [version for name, version in manifest.inputs.items() if name.startswith(f"{TEACHER_DATA}[")]
     if taught:
         metadata[TEACHER_DATA] = taught[0]
     if isinstance(report.get("rows"), int):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from cogumi_dagster.definitions import defs
 from cogumi_dagster.defs import pipeline
-from cogumi_dagster.defs.artifact import CODE_KEY, CONFIG_KEY, config_of, teacher_versions
+from cogumi_dagster.defs.artifact import ASKS_KEY, CODE_KEY, CONFIG_KEY, config_of, teacher_versions, versions_of_named
 from cogumi_dagster.defs.pipeline import PROCESS_TAG, Node, plan, process_mark, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
@@ -65,6 +66,7 @@ class Store:
         inputs = {label(slot): self.store.get(*slot).version for slot in parents(asset, partition)}
         if asset in TAUGHT:
             inputs |= teacher_versions(self.settings, [str(partition)])
+        inputs |= versions_of_named(self.settings, metadata[ASKS_KEY].value)
         config = config_of(self.settings.profile, metadata[CONFIG_KEY].value)
         code = str(metadata[CODE_KEY])
         with self.store.write(asset, partition, code_version=code, config=config, inputs=inputs) as draft:
@@ -148,6 +150,21 @@ def test_a_change_of_one_domain_reaches_its_chain_and_all_that_is_downstream(ful
     assert reasons["source_examples[math]"] == "teacher_data[math] has changed"
     assert reasons["curated_examples[math]"] == "after quality_scores"
     assert reasons["serving_bundle"] == "after gguf_model and 6 more"
+
+
+def test_another_prompt_of_a_teacher_reaches_what_asks_it(profile: Path, edit_profile: Callable[..., None]) -> None:
+    edit_profile(modifiers__cascade=["groq-llama-70b", "solver"])
+    full = Store(profile)
+    full.make_all()
+    catalogue = full.settings.catalogue
+    teachers = yaml.safe_load(catalogue.read_text())
+    teachers["groq-llama-70b"]["system_prompt"] = "Answer with care."
+    catalogue.write_text(yaml.safe_dump(teachers))
+    reasons = {(n.asset, n.partition): n.reason for n in full.plan() if n.reason}
+    assert {slot for slot, reason in reasons.items() if reason == "teacher[groq-llama-70b] has changed"} == {
+        ("cascade_examples", name) for name in MODIFIERS
+    }
+    assert set(reasons) == downstream(*(("cascade_examples", name) for name in MODIFIERS))
 
 
 def test_a_change_of_config_reaches_what_names_it(full: Store, edit_profile: Callable[..., None]) -> None:

@@ -1,5 +1,6 @@
 """The strategy study: a teacher keeps a journal and distils a strategy; the student learns to execute it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ from cogumi_dagster.lib.strategy.evaluate import ADAPTER, StrategyEvaluation, ev
 from cogumi_dagster.lib.strategy.journal import JournalReport, keep_journal
 from cogumi_dagster.lib.strategy.problems import strategy_family
 from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher, SolverTeacher, StrategyTeacher
-from cogumi_dagster.lib.strategy.traces import StrategyReport, learn_strategy
+from cogumi_dagster.lib.strategy.traces import STRATEGY_FILE, StrategyReport, learn_strategy
 from cogumi_dagster.lib.teaching.asking import Asker
 from cogumi_dagster.lib.teaching.teach import settle_doubts
 from cogumi_dagster.lib.training.lora import TrainingReport
@@ -46,8 +47,9 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     kinds={"gguf", "jsonl"},
     config=(
         "strategy.teacher", "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every",
-        "teaching.catalogue", "teaching.max_tokens",
+        "teaching.max_tokens",
     ),
+    asks=("strategy.teacher",),
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
@@ -82,7 +84,8 @@ def strategy_journal(step: Step) -> JournalReport:
 @artifact(
     group="strategy",
     kinds={"python", "jsonl"},
-    config=("strategy.traces", "strategy.teacher", "teaching.catalogue", "teaching.max_tokens"),
+    config=("strategy.traces", "strategy.teacher", "teaching.max_tokens"),
+    asks=("strategy.teacher",),
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
@@ -134,24 +137,32 @@ def strategy_adapter(step: Step) -> TrainingReport:
 @artifact(
     group="strategy",
     kinds={"gguf"},
-    config=("strategy.test_problems", "strategy.suite_share", "strategy.machine_usd_per_hour"),
-    deps=[strategy_adapter, gguf_model],
+    config=(
+        "strategy.teacher", "strategy.test_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
+        "teaching.max_tokens",
+    ),
+    asks=("strategy.teacher",),
+    deps=[learned_strategy, strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
-    code_version="2",
+    code_version="3",
     pool="gpu",
-)
+    retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
+)  # fmt: skip
 def strategy_evaluation(step: Step) -> StrategyEvaluation:
-    """Untrained student, student told the strategy, student with adapter, and teacher, on the same class-balanced
-    problems, served."""
+    """Untrained student, student told the strategy, student with adapter, and teacher (also told its strategy, where
+    it is a model), on the same class-balanced problems, the student served."""
     strategy, teachers = step.profile.strategy, step.teachers.catalogue.teachers.values()
     (adapter,) = step.inputs["strategy_adapter"].values()
     adapters = {ADAPTER: adapter.path / ADAPTER_FILE}
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
+    learned = json.loads((step.path("learned_strategy") / STRATEGY_FILE).read_text())
+    with _teacher(step) as teacher, step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
         return evaluate_strategy(
             engine,
             strategy_family(step.name),
             step.out,
+            strategy=learned["text"],
+            teacher=teacher,
             count=strategy.test_problems,
             suite_share=strategy.suite_share,
             training_seconds=adapter.manifest.metrics["report"]["seconds"],

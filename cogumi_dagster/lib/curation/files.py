@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
@@ -19,7 +19,9 @@ from typing import IO, Any
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.packed import COMPRESSIONS, open_packed
 
-FORMATS = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".tsv")
+TABLES = (".json", ".parquet", ".csv", ".tsv")
+"""Formats that are no JSON Lines."""
+FORMATS = (".jsonl", ".ndjson", *TABLES)
 S3 = "s3://"
 LONGEST_FIELD = 1 << 24
 """Characters of a CSV field; the csv module's own limit is 131,072."""
@@ -48,11 +50,16 @@ def find_files(source: str, folder: Path) -> list[str]:
     return found
 
 
-def format_of(name: str) -> tuple[str, str]:
-    """Format and compression ("" for none) of a file by its name. Raises CogumiError for another."""
+def form_of(name: str) -> tuple[str, str]:
+    """What a name tells of a file: its last suffix before its packing, and its packing ("" for none)."""
     path = Path(name.lower())
     packed = path.suffix if path.suffix in COMPRESSIONS else ""
-    form = Path(path.stem).suffix if packed else path.suffix
+    return Path(path.stem).suffix if packed else path.suffix, packed
+
+
+def format_of(name: str) -> tuple[str, str]:
+    """Format and compression ("" for none) of a file by its name. Raises CogumiError for another."""
+    form, packed = form_of(name)
     if form not in FORMATS:
         mend = f"give one of {', '.join(FORMATS)}, as it is or as {' or '.join(COMPRESSIONS)}"
         raise CogumiError(f"{name} has no known format", mend)
@@ -75,6 +82,38 @@ def read_rows(file: str) -> Iterator[Numbered]:
             yield from _parquet(stream, packed)
         else:
             yield from _csv(stream, "\t" if form == ".tsv" else ",")
+
+
+@contextmanager
+def as_json_lines(inputs: Sequence[Path], beside: Path) -> Iterator[dict[Path, Path]]:
+    """JSON Lines -> the input that they are of: the file itself, or a copy of a table in a folder that is removed.
+
+    A row that cannot be read stays a broken line, in its place. An error about a copy names the input.
+    """
+    beside.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=beside, prefix=".lines-") as folder:
+        lines: dict[Path, Path] = {}
+        for number, path in enumerate(inputs):
+            form, packed = form_of(path.name)
+            copy = path
+            if path.is_file() and form in TABLES:
+                copy = Path(folder, str(number), path.stem if packed else path.name)
+                copy.parent.mkdir()
+                with copy.open("w", encoding="utf-8") as out:
+                    for _, row in read_rows(str(path)):
+                        out.write((json.dumps(row, default=str) if row is not None else "broken") + "\n")
+            lines[copy] = path
+        try:
+            yield lines
+        except CogumiError as error:
+            raise CogumiError(as_given(error.problem, lines), error.mend) from error
+
+
+def as_given(text: str, lines: Mapping[Path, Path]) -> str:
+    """A message about the copies of ``as_json_lines`` as one about the inputs."""
+    for copy, path in lines.items():
+        text = text.replace(str(copy), str(path))
+    return text
 
 
 @contextmanager

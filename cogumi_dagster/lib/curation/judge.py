@@ -428,5 +428,5 @@ def _distribution(scored: Sequence[ScoredRow]) -> Distribution:
         mean=statistics.fmean(totals),
         spread=statistics.pstdev(totals),
         histogram=tuple(bins[i] for i in range(11)),
-        enough=Proportion(sum(total >= THRESHOLD for total in totals), len(totals)),
+        enough=Proportion.of([total >= THRESHOLD for total in totals]),
     )

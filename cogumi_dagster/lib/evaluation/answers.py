@@ -37,8 +37,13 @@ class Answered:
         }
 
 
-def conversation(task: Task) -> list[Message]:
-    return [{"role": "user", "content": task.prompt}]
+def prompt_of(task: Task, before: str = "") -> str:
+    """The task's prompt, behind a text (such as a strategy) where one is given."""
+    return f"{before}\n\n{task.prompt}" if before else task.prompt
+
+
+def conversation(task: Task, before: str = "") -> list[Message]:
+    return [{"role": "user", "content": prompt_of(task, before)}]
 
 
 def room_for(task: Task) -> int:
@@ -51,6 +56,7 @@ def answer_tasks(
     engine: Engine,
     tasks: Sequence[Task],
     *,
+    before: str = "",
     adapter: str | None = None,
     judge: Callable[[Task, str], Verdict] = verify,
     logprobs: bool = False,
@@ -58,9 +64,12 @@ def answer_tasks(
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Answered]:
-    """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays."""
+    """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays.
+
+    ``before`` is put before every prompt (see ``prompt_of``).
+    """
     completions = engine.chat_many(
-        [conversation(task) for task in tasks],
+        [conversation(task, before) for task in tasks],
         adapter=adapter,
         max_tokens=[room_for(task) for task in tasks],
         temperature=temperature,
@@ -77,7 +86,7 @@ def answer_tasks(
 def accuracy(answers: Sequence[Answered]) -> Proportion:
     """Passed of judged; what was not run does not count."""
     judged = [answer for answer in answers if answer.verdict.passed is not None]
-    return Proportion(sum(answer.passed for answer in judged), len(judged))
+    return Proportion.of([answer.passed for answer in judged])
 
 
 def by_family(answers: Sequence[Answered]) -> Mapping[str, Proportion]:

@@ -129,7 +129,7 @@ def check_chain(chain: Chain, out: Path, *, tasks: int, progress: Progress = sil
             passed = [bool(verify(task, answer).passed) for task, answer in zip(drawn, seen.answers, strict=True)]
             link = replace(
                 link,
-                score=Proportion(sum(passed), len(passed)),
+                score=Proportion.of(passed),
                 problem=_problem(link, seen, previous, files),
                 seconds=time.perf_counter() - started,
             )

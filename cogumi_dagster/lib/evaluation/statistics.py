@@ -38,6 +38,12 @@ class Proportion:
     successes: int
     count: int
 
+    @classmethod
+    def of(cls, flags: ArrayLike) -> "Proportion":
+        """The share of true among ``flags`` (n,)."""
+        chosen = np.asarray(flags, dtype=bool)
+        return cls(int(chosen.sum()), len(chosen))
+
     @property
     def value(self) -> float:
         return self.successes / self.count if self.count else math.nan

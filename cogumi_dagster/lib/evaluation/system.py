@@ -104,13 +104,15 @@ def evaluate_system(
     return SystemReport(
         tasks=len(rows),
         split="test",
-        routed=_share(passed),
-        base=_share(right),
-        oracle=_share([row["base"]["passed"] or any(m["passed"] for m in row["modifiers"].values()) for row in rows]),
+        routed=Proportion.of(passed),
+        base=Proportion.of(right),
+        oracle=Proportion.of(
+            [row["base"]["passed"] or any(m["passed"] for m in row["modifiers"].values()) for row in rows]
+        ),
         gain=(won - lost) / max(1, len(rows)),
         p_value=p_value,
         regresses=lost > won and p_value < SIGNIFICANCE,
-        escalated_to_modifier=_share(escalated),
+        escalated_to_modifier=Proportion.of(escalated),
         win_rate=Proportion(won, won + lost),
         systems=_systems(rows, passed, tasks),
         spot_checks_equal=equal,
@@ -118,10 +120,6 @@ def evaluate_system(
         seconds_per_answer=spot_seconds or sum(seconds) / max(1, len(seconds)),
         not_run=len(tasks) - len(rows),
     )
-
-
-def _share(chosen: Sequence[bool]) -> Proportion:
-    return Proportion(sum(chosen), len(chosen))
 
 
 def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequence[Any]) -> tuple[SystemRow, ...]:
@@ -132,17 +130,19 @@ def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequ
         return bool(row["base"]["passed"])
 
     systems = [
-        SystemRow("routed", _share(passed)),
-        SystemRow("base alone", _share([r["base"]["passed"] for r in rows])),
+        SystemRow("routed", Proportion.of(passed)),
+        SystemRow("base alone", Proportion.of([r["base"]["passed"] for r in rows])),
     ]
     names = sorted({name for row in rows for name in row["modifiers"]})
-    systems += [SystemRow(f"base, {n} on its own domains", _share([own(row, n) for row in rows])) for n in names]
-    systems.append(SystemRow("always the domain's modifier", _share([own(row) for row in rows])))
-    systems.append(SystemRow("oracle", _share([row["base"]["passed"] or own(row) for row in rows])))
+    systems += [SystemRow(f"base, {n} on its own domains", Proportion.of([own(row, n) for row in rows])) for n in names]
+    systems.append(SystemRow("always the domain's modifier", Proportion.of([own(row) for row in rows])))
+    systems.append(SystemRow("oracle", Proportion.of([row["base"]["passed"] or own(row) for row in rows])))
     by_id = {task.id: task for task in tasks}
     solved = [by_id[row["task_id"]] for row in rows if by_id[row["task_id"]].solution is not None]
     systems.append(
-        SystemRow("teacher (solver, where it exists)", _share([verify(t, t.solution).passed is True for t in solved]))
+        SystemRow(
+            "teacher (solver, where it exists)", Proportion.of([verify(t, t.solution).passed is True for t in solved])
+        )
     )
     return tuple(systems)
 
@@ -173,7 +173,7 @@ def _humaneval(engine: Engine, limit: int, judge: Callable[..., Any] = check) ->
                 benchmark=f"HumanEval ({len(problems)} of 164, pass@1)",
                 model=f"cogumi-{adapter or 'base'}",
                 split="test",
-                accuracy=Proportion(sum(v.passed is True for v in judged), len(judged)),
+                accuracy=Proportion.of([v.passed is True for v in judged]),
                 majority="0 (open answers)",
                 not_run="" if judged else verdicts[0].reason,
             )

@@ -10,7 +10,7 @@ from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, modifier_tasks
 from cogumi_dagster.lib.profile import DOMAINS
-from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.tasks import draw_tasks, families_of
 
 NOISE_TEMPERATURE = 0.7
@@ -93,13 +93,7 @@ def evaluate_modifier(
         for domain in (*DOMAINS, "automation")
         if cross_domain_tasks and domain not in MODIFIER_DOMAINS[modifier]
     }
-    every, done = (2 + noise_seeds) * len(tasks) + 2 * sum(map(len, others.values())), 0
-
-    def part(size: int) -> Progress:
-        nonlocal done
-        start, done = done, done + size
-        return lambda now, _, note: progress(start + now, every, note)
-
+    part = in_parts(progress, (2 + noise_seeds) * len(tasks) + 2 * sum(map(len, others.values())))
     base = answer_tasks(engine, tasks, progress=part(len(tasks)))
     modified = answer_tasks(engine, tasks, adapter=modifier, progress=part(len(tasks)))
     write_jsonl(

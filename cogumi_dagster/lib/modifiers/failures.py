@@ -54,7 +54,7 @@ def find_failures(
     tasks = modifier_tasks(modifier, count, seed, "train")
     solved = [verify(task, task.solution) for task in tasks if task.solution is not None]
     judged = [verdict for verdict in solved if verdict.passed is not None]
-    sane = Proportion(sum(v.passed is True for v in judged), len(judged))
+    sane = Proportion.of([v.passed is True for v in judged])
     if sane.successes < sane.count:
         wrong = next(t for t in tasks if t.solution is not None and verify(t, t.solution).passed is False)
         raise CogumiError(

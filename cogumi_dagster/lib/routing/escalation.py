@@ -266,20 +266,16 @@ def _measure(
     pairs = np.column_stack([scores, unhappy])
     return EscalationReport(
         held_out=len(texts),
-        accuracy=_share(said == unhappy),
-        recall_dissatisfied=_share(said[unhappy]),
-        false_alarms=_share(said[~unhappy]),
+        accuracy=stats.Proportion.of(said == unhappy),
+        recall_dissatisfied=stats.Proportion.of(said[unhappy]),
+        false_alarms=stats.Proportion.of(said[~unhappy]),
         majority=stats.majority_baseline(unhappy.tolist()),
         balanced_accuracy=stats.balanced_accuracy(unhappy.tolist(), said.tolist()),
         auroc=stats.bootstrap(pairs, lambda rows: stats.auroc(rows[:, 0], rows[:, 1]), seed),
-        teacher_accuracy=_share(teacher_said == unhappy),
-        teacher_recall=_share(teacher_said[unhappy]),
-        agreement=_share(said == teacher_said),
+        teacher_accuracy=stats.Proportion.of(teacher_said == unhappy),
+        teacher_recall=stats.Proportion.of(teacher_said[unhappy]),
+        agreement=stats.Proportion.of(said == teacher_said),
         milliseconds_median=round(1000 * float(np.median(seconds)), 4),
         mistakes=tuple(_where(texts, said != unhappy)[:20]),
         **known,
     )
-
-
-def _share(right: NDArray[np.bool_]) -> stats.Proportion:
-    return stats.Proportion(int(right.sum()), len(right))

@@ -11,7 +11,7 @@ from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS
-from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.tasks import draw_tasks, families_of
 from cogumi_dagster.lib.tasks.base import Split, Task
 
@@ -71,7 +71,7 @@ def collect_examples(
         split=split,
         base_right=accuracy([b for b, _ in pairs]),
         modifier_right=accuracy(other),
-        modifier_repairs=Proportion(sum(repairs), len(repairs)),
+        modifier_repairs=Proportion.of(repairs),
         not_run=len(base) - len(rows),
         domains=tuple(_domain_row(domain, pairs) for domain in ROUTED_DOMAINS),
     )
@@ -82,18 +82,12 @@ def collect_rows(
 ) -> tuple[list[dict[str, Any]], list[Answered], dict[str, Answered]]:
     """(rows for ``routing``, base answers, the modifiers' answers by task id)."""
     groups = {name: [t for t in tasks if MODIFIER_OF.get(t.domain) == name] for name in engine.adapters}
-    total, done = len(tasks) + sum(map(len, groups.values())), 0
-
-    def from_here(start: int) -> Progress:
-        return lambda now, _, note: progress(start + now, total, note)
-
-    base = answer_tasks(engine, tasks, logprobs=True, progress=from_here(0))
-    done = len(tasks)
+    part = in_parts(progress, len(tasks) + sum(map(len, groups.values())))
+    base = answer_tasks(engine, tasks, logprobs=True, progress=part(len(tasks)))
     modified: dict[str, Answered] = {}
     for name, group in groups.items():
-        answers = answer_tasks(engine, group, adapter=name, progress=from_here(done))
+        answers = answer_tasks(engine, group, adapter=name, progress=part(len(group)))
         modified |= {answer.task.id: answer for answer in answers}
-        done += len(group)
     rows = []
     for answer in base:
         other = modified.get(answer.task.id)

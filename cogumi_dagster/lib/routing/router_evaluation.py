@@ -106,12 +106,12 @@ def report_routing(
         of_calibration=quality(confidence[:, 2], passed, held_out.folds, seed),
         reliability=stats.reliability_bins(confidence[:, 0], passed, bins_for(len(rows))),
         base_right_majority=stats.majority_baseline(passed.tolist()),
-        base_right_accuracy=_share(said_right == passed),
+        base_right_accuracy=stats.Proportion.of(said_right == passed),
         base_right_balanced=stats.balanced_accuracy(passed.tolist(), said_right.tolist()),
-        domain_accuracy=_share(np.array([a == b for a, b in zip(truth, guess, strict=True)])),
+        domain_accuracy=stats.Proportion.of(np.array([a == b for a, b in zip(truth, guess, strict=True)])),
         domain_majority=stats.majority_baseline(truth),
-        escalated=_share(escalated),
-        systems={name: _share(right) for name, right in outcomes.items()},
+        escalated=stats.Proportion.of(escalated),
+        systems={name: stats.Proportion.of(right) for name, right in outcomes.items()},
         best_single=best_single,
         random_accuracy=_random_accuracy(examples, rows, int(escalated.sum())),
         against={name: stats.paired_difference(outcomes["routed"], outcomes[name], seed) for name in others},
@@ -182,7 +182,3 @@ def _notes(examples: Examples, held_out: HeldOutRouting) -> tuple[str, ...]:
 
 def _own_missing(examples: Examples, row: int) -> bool:
     return examples.passed_by(row, examples.own_modifiers[row]) is None
-
-
-def _share(right: Any) -> stats.Proportion:
-    return stats.Proportion(int(np.sum(right)), len(right))

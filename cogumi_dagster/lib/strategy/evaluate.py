@@ -5,20 +5,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks
 from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
     majority_baseline,
-    mcnemar,
+    paired_difference,
 )  # fmt: skip
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
-from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.economics import Economics, economics
 from cogumi_dagster.lib.strategy.journal import balanced_accuracy
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, classes_of
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of
+from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
+from cogumi_dagster.lib.tasks.base import Task
 
 ADAPTER = "strategy"
 
@@ -79,6 +81,8 @@ def evaluate_strategy(
     out: Path,
     *,
     count: int,
+    strategy: str,
+    teacher: StrategyTeacher | None = None,
     suite_share: float = 0.0,
     training_seconds: float = 0.0,
     machine_usd_per_hour: float = 0.0,
@@ -86,8 +90,9 @@ def evaluate_strategy(
     seed: int,
     progress: Progress = silent,
 ) -> StrategyEvaluation:
-    """``engine`` has the trained adapter loaded under the name ``strategy``.
+    """``engine`` has the trained adapter loaded under the name ``strategy``, whose text is ``strategy`` too.
 
+    A ``teacher`` answers the same problems without and with the strategy; without one the solver's answers stand.
     The trained student also takes ``suite_share`` of each of the family's suites. ``training_seconds`` are the
     adapter's, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
     """
@@ -96,26 +101,25 @@ def evaluate_strategy(
         suite.name: suite.draw(round(suite_share * suite.size), seed + 17) for suite in family.suites if suite_share
     }
     distinct = {task.id: task for drawn in suites.values() for task in drawn}
-    every = 3 * len(tasks) + len(distinct)
-
-    def part(index: int) -> Progress:
-        return lambda done, _, note: progress(done + index * len(tasks), every, note)
-
-    stages: dict[str, Sequence[Answered]] = {
-        "untrained student": attempt(engine, tasks, progress=part(0)),
-        "student, strategy in the prompt": attempt(engine, tasks, strategy=family.strategies[-1], progress=part(1)),
-    }
+    part = in_parts(progress, 3 * len(tasks) + len(distinct))
+    untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
+    told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
     started = time.perf_counter()
-    stages["student with adapter"] = attempt(engine, tasks, adapter=ADAPTER, progress=part(2))
+    trained = answer_tasks(engine, tasks, adapter=ADAPTER, progress=part(len(tasks)))
     seconds = time.perf_counter() - started
+    answered = answer_tasks(engine, list(distinct.values()), adapter=ADAPTER, progress=part(len(distinct)))
+    stages: dict[str, Sequence[Answered]] = {
+        "untrained student": untrained,
+        "student, strategy in the prompt": told,
+        "student with adapter": trained,
+    }
+    if teacher is None:
+        stages["teacher (solver, exact)"] = [_solved(task) for task in tasks]
+    else:
+        stages[f"teacher ({teacher.name})"] = teacher.attempt(tasks, "")
+        stages["teacher, strategy in the prompt"] = teacher.attempt(tasks, strategy)
     rows = [_row(name, answers) for name, answers in stages.items()]
-    answered = attempt(engine, list(distinct.values()), adapter=ADAPTER, progress=part(3))
     by_id = {answer.task.id: answer for answer in answered}
-    solved = [Answered(t, Completion(t.solution or "", "stop", 0, 0), verify(t, t.solution or "")) for t in tasks]
-    teacher = _row("teacher (solver, exact)", solved)
-    untrained, trained = stages["untrained student"], stages["student with adapter"]
-    fixed = sum(not a.passed and b.passed for a, b in zip(untrained, trained, strict=True))
-    broke = sum(a.passed and not b.passed for a, b in zip(untrained, trained, strict=True))
     kept = {**stages, "suites": answered}
     write_jsonl(out / "answers.jsonl", ({"stage": n, **a.to_json()} for n, answers in kept.items() for a in answers))
     return StrategyEvaluation(
@@ -123,7 +127,7 @@ def evaluate_strategy(
         split="test",
         problems=len(tasks),
         majority=majority_baseline([task.answer for task in tasks]),
-        stages=(*rows, teacher),
+        stages=tuple(rows),
         suites=tuple(
             _suite(name, len(drawn), [by_id[one] for one in dict.fromkeys(task.id for task in drawn)])
             for name, drawn in suites.items()
@@ -138,13 +142,18 @@ def evaluate_strategy(
         ),
         adapter_balanced_accuracy=rows[2].balanced_accuracy.value,
         untrained_balanced_accuracy=rows[0].balanced_accuracy.value,
-        p_value=mcnemar(fixed, broke),
+        p_value=paired_difference([a.passed for a in trained], [a.passed for a in untrained], seed).p_value,
     )
+
+
+def _solved(task: Task) -> Answered:
+    text = task.solution or ""
+    return Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
 
 
 def _row(stage: str, answers: Sequence[Answered]) -> StageRow:
     def level(name: str) -> Proportion:
-        return _share([answer.passed for answer in answers if answer.task.difficulty == name])
+        return Proportion.of([answer.passed for answer in answers if answer.task.difficulty == name])
 
     return StageRow(
         stage, len(answers), _passed(answers), balanced_accuracy(answers), _recalls(answers), _exact(answers),
@@ -160,19 +169,15 @@ def _suite(name: str, drawn: int, answers: Sequence[Answered]) -> SuiteRow:
     )  # fmt: skip
 
 
-def _share(chosen: Sequence[bool]) -> Proportion:
-    return Proportion(sum(chosen), len(chosen))
-
-
 def _passed(answers: Sequence[Answered]) -> Proportion:
-    return _share([answer.passed for answer in answers])
+    return Proportion.of([answer.passed for answer in answers])
 
 
 def _recalls(answers: Sequence[Answered]) -> dict[str, Proportion]:
     closed = [answer for answer in answers if classes_of(answer.task)]
     classes = sorted({str(answer.task.answer) for answer in closed})
-    return {label: _share([a.passed for a in closed if a.task.answer == label]) for label in classes}
+    return {label: Proportion.of([a.passed for a in closed if a.task.answer == label]) for label in classes}
 
 
 def _exact(answers: Sequence[Answered]) -> Proportion:
-    return _share([answer.completion.text.strip() == (answer.task.solution or "").strip() for answer in answers])
+    return Proportion.of([answer.completion.text.strip() == (answer.task.solution or "").strip() for answer in answers])

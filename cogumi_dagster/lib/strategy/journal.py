@@ -1,7 +1,7 @@
 """The study's loop: attempt a batch, see the verdicts, write a journal entry, distil a strategy, apply it.
 
-Offline the exact solver is the teacher: its strategies are written down here, in the order in which
-it proposes them, and its worked traces are exact. The attempts, verdicts and the stop are real.
+Offline the exact solver is the teacher: its strategies are the family's, in the order in which it
+proposes them, and its worked traces are exact. The attempts, verdicts and the stop are real.
 """
 
 import json
@@ -118,7 +118,7 @@ def _entry(batch: int, strategy: int, answers: Sequence[Answered], note: str) ->
         raise CogumiError("a batch of problems has one class only", "raise strategy.batch_problems")
     wrong = Counter(said_in(answer) for answer in closed if not answer.passed)
     unparsed = wrong.pop("", 0)
-    right = Proportion(sum(answer.passed for answer in answers), len(answers))
+    right = Proportion.of([answer.passed for answer in answers])
     balanced = balanced_accuracy(answers).value
     return JournalEntry(
         batch, strategy, len(answers), right, balanced, majority_baseline(labels), dict(wrong), unparsed, note
@@ -131,4 +131,4 @@ def balanced_accuracy(answers: Sequence[Answered]) -> Estimate:
     for answer in answers:
         label = str(answer.task.answer) if classes_of(answer.task) else ""
         groups.setdefault((answer.task.family, label), []).append(answer.passed)
-    return mean_of_shares([Proportion(sum(passed), len(passed)) for passed in groups.values()])
+    return mean_of_shares([Proportion.of(passed) for passed in groups.values()])

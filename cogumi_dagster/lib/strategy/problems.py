@@ -7,9 +7,7 @@ from typing import TypeVar
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.evaluation.answers import Answered
-from cogumi_dagster.lib.inference import Engine, Message
-from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.tasks import FAMILIES, verify
+from cogumi_dagster.lib.tasks import FAMILIES
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Split, Task
 from cogumi_dagster.lib.tasks.scheduling import SCHEDULING
 
@@ -186,20 +184,3 @@ def said_in(answer: Answered) -> str:
     classes = classes_of(answer.task)
     found = re.findall(rf"\b({'|'.join(classes)})\b", answer.completion.text, re.IGNORECASE) if classes else []
     return next((label for label in classes if found and found[-1].lower() == label.lower()), "")
-
-
-def attempt(
-    engine: Engine,
-    tasks: Sequence[Task],
-    *,
-    strategy: str = "",
-    adapter: str | None = None,
-    progress: Progress = silent,
-) -> list[Answered]:
-    """Answer problems, with a strategy before the question where one is given."""
-    conversations: list[list[Message]] = [
-        [{"role": "user", "content": f"{strategy}\n\n{task.prompt}" if strategy else task.prompt}] for task in tasks
-    ]
-    room = [FAMILIES[task.family].max_tokens for task in tasks]
-    completions = engine.chat_many(conversations, adapter=adapter, max_tokens=room, progress=progress)
-    return [Answered(t, c, verify(t, c.text)) for t, c in zip(tasks, completions, strict=True)]

@@ -11,9 +11,9 @@ from itertools import accumulate
 from typing import Protocol
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, prompt_of
 from cogumi_dagster.lib.inference import Completion, Engine
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, attempt, classes_of, said_in
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Request
@@ -72,7 +72,7 @@ class SolverTeacher:
     stand_in: bool = True
 
     def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
-        return attempt(self.engine, tasks, strategy=strategy)
+        return answer_tasks(self.engine, tasks, before=strategy)
 
     def reflect(self, answers: Sequence[Answered]) -> str:
         closed = [answer for answer in answers if classes_of(answer.task)]
@@ -106,7 +106,7 @@ class CatalogueTeacher:
         return self.teacher.stand_in
 
     def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
-        prompts = [f"{strategy}\n\n{task.prompt}" if strategy else task.prompt for task in tasks]
+        prompts = [prompt_of(task, strategy) for task in tasks]
         texts = self._ask(prompts, [task.id for task in tasks], tasks[0].domain)
         return [
             Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
@@ -142,15 +142,16 @@ class CatalogueTeacher:
             CogumiError: the teacher cannot be asked or did not answer, or the budget is used up; the answers that
                 came stay in the journal of calls.
         """
-        if why := self.asker.why_not(self.name):
-            raise CogumiError(
-                f"the strategy's teacher {self.name} cannot be asked: {why}",
-                f"set {self.teacher.api_key_env or 'its key'}, or take another strategy.teacher, such as solver",
-            )
         requests = [
             Request(chat_messages(self.teacher, prompt), name, domain)
             for prompt, name in zip(prompts, names, strict=True)
         ]
+        new = self.asker.unanswered(self.name, requests, max_tokens=self.max_tokens)
+        if new and (why := self.asker.why_not(self.name)):
+            raise CogumiError(
+                f"the strategy's teacher {self.name} cannot be asked: {why}",
+                f"set {self.teacher.api_key_env or 'its key'}, or take another strategy.teacher, such as solver",
+            )
         outcomes = self.asker.ask_many(self.name, requests, max_tokens=self.max_tokens)
         if unpaid := sum(outcome.failure in OVER_BUDGET for outcome in outcomes):
             raise self.asker.over_budget(unpaid, "the strategy's problems")

@@ -13,6 +13,8 @@ from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 
+STRATEGY_FILE = "strategy.json"
+
 
 @dataclass(frozen=True)
 class StrategyReport:
@@ -40,7 +42,7 @@ def learn_strategy(
     teacher: StrategyTeacher | None = None,
     seed: int,
 ) -> StrategyReport:
-    """Write strategy.json and traces.jsonl, on training problems balanced over their classes.
+    """Write ``STRATEGY_FILE`` and traces.jsonl, on training problems balanced over their classes.
 
     Without ``teacher`` the solver writes the traces. They execute its last strategy, whatever the journal found to help
     a prompt most: the untrained student cannot follow any (that is what the adapter is for). A ``teacher`` executes the
@@ -54,7 +56,7 @@ def learn_strategy(
     drawn = len(tasks)
     if teacher is None:
         text = family.strategies[-1]
-        rows = [{**task.to_json()} for task in tasks]
+        rows = [task.to_json() for task in tasks]
         for task in tasks:
             if task.solution is None or verify(task, task.solution).passed is not True:
                 raise CogumiError(
@@ -71,7 +73,7 @@ def learn_strategy(
         tasks = [answer.task for answer in answers]
         rows = [{**answer.task.to_json(), "solution": answer.completion.text} for answer in answers]
     write_jsonl(out / "traces.jsonl", rows)
-    (out / "strategy.json").write_text(json.dumps({"family": family.name, "text": text}, indent=1))
+    (out / STRATEGY_FILE).write_text(json.dumps({"family": family.name, "text": text}, indent=1))
     levels = [task.difficulty for task in tasks]
     return StrategyReport(
         family=family.name,

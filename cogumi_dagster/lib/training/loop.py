@@ -46,10 +46,6 @@ def evaluation_loss(model: Any, encoded: Sequence[Encoded], row_tokens: int, wor
     return float(total[0] / total[1])
 
 
-def nothing() -> None:
-    """After a step of ordinary training."""
-
-
 class Loop:
     """Trains the parameters of ``model`` that require gradients. ``log`` has one row a step.
 
@@ -70,7 +66,7 @@ class Loop:
         workers: Workers,
         *,
         losses: Callable[[Any, Packed], Any] | None = None,
-        after_step: Callable[[], None] = nothing,
+        after_step: Callable[[], None] | None = None,
         section: str = "training",
     ) -> None:
         import torch
@@ -132,7 +128,8 @@ class Loop:
         if len(recent) >= 10 and value > self.config.explosion * max(0.5, sorted(recent)[len(recent) // 2]):
             raise CogumiError(f"the loss has exploded to {value:.2f} {where}", mend)
         self.optimizer.step()
-        self.after_step()
+        if self.after_step is not None:
+            self.after_step()
         self.optimizer.zero_grad(set_to_none=True)
         return {
             "step": step + 1,

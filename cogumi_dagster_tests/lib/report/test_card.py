@@ -157,8 +157,8 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
             SolverTeacher(engine, family), family, tmp_path, batches=2, problems=6, seed=0
         ),
         ("strategy_evaluation", "scheduling"): evaluate_strategy(
-            engine, family, tmp_path, count=6, suite_share=0.02, training_seconds=60, machine_usd_per_hour=0.1,
-            prices={"dear": (3.0, 15.0), "free": (0.0, 0.0)}, seed=0,
+            engine, family, tmp_path, count=6, strategy="Count.", suite_share=0.02, training_seconds=60,
+            machine_usd_per_hour=0.1, prices={"dear": (3.0, 15.0), "free": (0.0, 0.0)}, seed=0,
         ),
         ("modifier_evaluation", "code"): evaluate_modifier(
             engine, "code", tmp_path, count=2, noise_seeds=1, cross_domain_tasks=1, seed=0

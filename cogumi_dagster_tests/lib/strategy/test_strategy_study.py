@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.answers import answer_tasks
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.strategy import traces as traces_module
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
-from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, attempt, strategy_family
+from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, strategy_family
 from cogumi_dagster.lib.strategy.teacher import SolverTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.tasks import verify
@@ -47,10 +48,10 @@ def test_an_unknown_family_names_the_nearest() -> None:
 def test_the_strategy_stands_before_the_question(scripted_engine: Callable[..., Any]) -> None:
     engine = scripted_engine(lambda adapter, prompt: "YES")
     tasks = FAMILY.problems(6, 0, "train")
-    answers = attempt(engine, tasks, strategy="Count.")
+    answers = answer_tasks(engine, tasks, before="Count.")
     assert [prompt for _, prompt in engine.asked] == [f"Count.\n\n{task.prompt}" for task in tasks]
     assert sum(answer.passed for answer in answers) == 3
-    attempt(engine, tasks)
+    answer_tasks(engine, tasks)
     assert engine.asked[6:] == [(None, task.prompt) for task in tasks]
 
 
@@ -131,17 +132,18 @@ def test_the_four_stages_stand_side_by_side(
     tasks = FAMILY.problems(24, 2 + 13, "test")
     known = solutions(tasks)
     engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter == ADAPTER else "YES", (ADAPTER,))
-    report = evaluate_strategy(engine, FAMILY, tmp_path, count=24, seed=2)
+    report = evaluate_strategy(engine, FAMILY, tmp_path, count=24, strategy="Count.", seed=2)
     assert report.suites == ()
     untrained, told, trained, teacher = report.stages
     assert (report.problems, report.split, report.majority.value) == (24, "test", 0.5)
     assert report.untrained_balanced_accuracy == untrained.balanced_accuracy.value == 0.5
     assert {label: share.value for label, share in untrained.recalls.items()} == {"YES": 1.0, "NO": 0.0}
+    assert [prompt.startswith("Count.\n\n") for _, prompt in engine.asked[24:48]] == [True] * 24
     assert told.accuracy.value == 0.5 and told.exact_traces.value == 0.0
     assert report.adapter_balanced_accuracy == trained.exact_traces.value == teacher.accuracy.value == 1.0
     assert trained.hard.count == 8
     assert report.p_value == pytest.approx(2 * 0.5**12), "12 fixed, none broken"
-    assert len(read_jsonl(tmp_path / "answers.jsonl")) == 72
+    assert len(read_jsonl(tmp_path / "answers.jsonl")) == 96
     assert all(verify(task, known[task.prompt]).passed for task in tasks)
 
 
@@ -151,7 +153,7 @@ def test_suites_are_fresh_and_have_their_own_majority(
     drawn = [task for suite in FAMILY.suites for task in suite.draw(round(0.1 * suite.size), 2 + 17)]
     known = solutions(drawn)
     engine = scripted_engine(lambda adapter, prompt: known.get(prompt, "YES"), (ADAPTER,))
-    report = evaluate_strategy(engine, FAMILY, tmp_path, count=6, suite_share=0.1, seed=2)
+    report = evaluate_strategy(engine, FAMILY, tmp_path, count=6, strategy="", suite_share=0.1, seed=2)
     balanced, published, longer = report.suites
     assert (balanced.problems, published.problems, longer.problems) == (100, 150, 30)
     assert (balanced.majority.value, longer.majority.value) == (0.5, 0.5)
@@ -187,7 +189,7 @@ def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
     tasks = family.problems(24, 1 + 13, "test")
     known = solutions(tasks)
     engine = scripted_engine(lambda a, p: known.get(p, "False") if a == ADAPTER else "YES", (ADAPTER,))
-    report = evaluate_strategy(engine, family, tmp_path, count=24, suite_share=0.04, seed=1)
+    report = evaluate_strategy(engine, family, tmp_path, count=24, strategy="", suite_share=0.04, seed=1)
     untrained, _, trained, _ = report.stages
     assert trained.balanced_accuracy.value == 1.0 and set(trained.recalls) == {"YES", "NO", "0", "1", "True", "False"}
     assert untrained.balanced_accuracy.value == pytest.approx(1 / 7), "of seven classes, open answers being one"

@@ -1,7 +1,7 @@
 """A provider's model as the teacher of a strategy, over the wire."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from wire_server import WireServer, chat_reply, error_reply, user_prompt
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
 from cogumi_dagster.lib.strategy.problems import TO_LEARN, strategy_family
 from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher
@@ -82,6 +83,31 @@ def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
     assert learned.traces == len(rows) < 24 and learned.traces + learned.rejected == 24
     assert all(row["solution"] in (f"counted: {row['answer']}", row["answer"]) for row in rows)
     assert learned.strategy == "1. Count the meetings of each hour." and not learned.stand_in
+
+    learned_calls = len(server.posts())
+    asker.down["gpt"] = "no key"
+    assert learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=24, teacher=teacher_of(asker), seed=0) == learned
+    assert len(server.posts()) == learned_calls, "what the journal of calls knows needs no key"
+
+
+def test_the_teacher_stands_beside_the_student_without_and_with_its_strategy(
+    asker: Asker, server: WireServer, scripted_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    tasks = FAMILY.problems(12, 13, "test")
+    right = {task.prompt: str(task.answer) for task in tasks}
+
+    def told(path: str, body: dict[str, Any]) -> Any:
+        strategy, _, question = user_prompt(body).rpartition("\n\n")
+        return chat_reply(right[question] if strategy == "Count." else "YES")
+
+    server.default = told
+    engine = scripted_engine(lambda adapter, prompt: right[prompt] if adapter else "NO", (ADAPTER,))
+    report = evaluate_strategy(engine, FAMILY, tmp_path, count=12, strategy="Count.", teacher=teacher_of(asker), seed=0)
+    assert {row.stage: row.balanced_accuracy.value for row in report.stages} == {
+        "untrained student": 0.5, "student, strategy in the prompt": 0.5, "student with adapter": 1.0,
+        "teacher (gpt)": 0.5, "teacher, strategy in the prompt": 1.0,
+    }  # fmt: skip
+    assert len(server.posts()) == 24
 
 
 def test_nonsense_is_no_strategy_and_no_trace(asker: Asker, server: WireServer, tmp_path: Path) -> None:
