@@ -264,7 +264,10 @@ class ModifiersConfig(Section):
     cascade: tuple[str, ...] = Field(("local", "solver"), description="teachers, cheapest tier first")
     replay_share: Share = 0.15
     rank: Mapping[ModifierName, Count] = {"code": 16, "reasoning": 16, "automation": 16}
-    prune_share: Share = Field(0.0, description="share of adapter weights set to zero before packaging")
+    prune_shares: tuple[Share, ...] = Field(
+        (0.85, 0.78, 0.6), description="shares of an adapter's weights to leave out: the largest that holds prune_keeps"
+    )
+    prune_keeps: Share = Field(0.95, description="share of the adapter's gain in validation loss that must stay")
     training: LoraConfig = LoraConfig(
         rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=5e-4, max_steps=40, load_in_4bit=False
     )

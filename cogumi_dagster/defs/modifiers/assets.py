@@ -14,7 +14,7 @@ from cogumi_dagster.lib.modifiers.evaluate import ModifierReport, evaluate_modif
 from cogumi_dagster.lib.modifiers.failures import FailuresReport, find_failures
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
-from cogumi_dagster.lib.modifiers.train import modifier_pairs, train_on_served_weights
+from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, train_on_served_weights
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.training.batches import Pair
@@ -22,7 +22,6 @@ from cogumi_dagster.lib.training.lora import TrainingReport
 from cogumi_dagster.lib.training.student import package_version
 
 ROWS = "rows.jsonl"
-PARITY_EXAMPLES = 6
 
 
 @artifact(
@@ -148,22 +147,25 @@ def modifier_adapter(step: Step) -> TrainingReport:
 @artifact(
     group="modifiers",
     kinds={"gguf", "zstd"},
-    config=("modifiers.prune_share", "compression.zstd_level", "compression.dictionary_kb"),
+    config=("modifiers.prune_shares", "modifiers.prune_keeps", "compression.zstd_level", "compression.dictionary_kb"),
     deps=[modifier_adapter, gguf_model, base_checkpoint, cascade_examples, domain_failures],
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
+    code_version="2",
 )
 def packaged_modifier(step: Step) -> ModifierPackageReport:
-    """The modifier as a GGUF adapter, pruned and packed, with the hashes of the base, tokenizer and chat template
-    that it fits."""
+    """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,
+    tokenizer and chat template that it fits."""
     compression = step.profile.compression
+    _, validation = split_lessons(_lessons(step), step.profile.seed)
     return package_modifier(
         step.path("modifier_adapter"),
         step.path("gguf_model") / MODEL_FILE,
         step.path("base_checkpoint"),
-        _lessons(step)[:PARITY_EXAMPLES],
+        validation,
         step.out,
-        prune_share=step.profile.modifiers.prune_share,
+        prune_shares=step.profile.modifiers.prune_shares,
+        prune_keeps=step.profile.modifiers.prune_keeps,
         level=compression.zstd_level,
         dictionary_kb=compression.dictionary_kb,
     )

@@ -20,6 +20,7 @@ MODIFIER_ADAPTER = (
     Claim("loss_fell", ratio("loss_last", "loss_first"), "training loss, last fifth of the steps over the first", at_most=0.999),
 )  # fmt: skip
 PACKAGED_MODIFIER = (
+    Claim("pruned_share", "pruning.chosen", "share of the adapter's weights left out with its gain kept (78-85 % wanted)", at_least=0.78),
     Claim("bit_identical", "package.bit_identical", "unpacking gives the same bytes", at_least=1.0, blocking=True),
     Claim("parity", "parity.mean_kl", "mean KL of llama.cpp with the packaged adapter against transformers", at_most="served_kl"),
     Claim("within_budget", lambda m: m["package"]["bytes_after"] / 1e6, "packed bytes, in MB", at_most="modifier_mb"),

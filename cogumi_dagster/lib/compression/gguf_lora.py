@@ -162,7 +162,7 @@ def _pairs(adapter: Path, config: dict[str, Any], base: Path, base_config: Any) 
     for module, found_sides in sides.items():
         if found_sides.keys() != {"A", "B"}:
             raise CogumiError(f"{adapter}: {module} has only one of A and B", "save the adapter again")
-        rank = _own(config.get("rank_pattern"), module, config["r"])
+        rank = own_of_module(config.get("rank_pattern"), module, config["r"])
         rows, columns = shapes[f"{module}.weight"]
         if module == EMBEDDINGS:
             rows, columns = columns, rows  # a table of rows: ids choose columns of A
@@ -173,7 +173,7 @@ def _pairs(adapter: Path, config: dict[str, Any], base: Path, base_config: Any) 
                     f"rank and base make it {wanted}",
                     "give the checkpoint that it was trained on with --base",
                 )
-        alpha = _own(config.get("alpha_pattern"), module, config["lora_alpha"])
+        alpha = own_of_module(config.get("alpha_pattern"), module, config["lora_alpha"])
         a = found_sides["A"].T if module == EMBEDDINGS else found_sides["A"]
         yield _Pair(module, a, found_sides["B"] * np.float32(alpha / config["lora_alpha"]))
 
@@ -219,6 +219,6 @@ def _weights(adapter: Path) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
         yield name, values
 
 
-def _own(pattern: Mapping[str, float] | None, module: str, default: Any) -> Any:
+def own_of_module(pattern: Mapping[str, float] | None, module: str, default: Any) -> Any:
     """A module's own rank or alpha: of the first key that matches as PEFT's ``get_pattern_key`` matches."""
     return next((own for key, own in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module)), default)

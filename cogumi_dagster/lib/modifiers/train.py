@@ -38,21 +38,27 @@ def train_on_served_weights(
         dequantize_checkpoint(gguf, tokenizer_from, aside)
         shutil.rmtree(served, ignore_errors=True)
         os.replace(aside, served)
-    order = list(pairs)
-    random.Random(seed).shuffle(order)
-    held_out = max(1, round(VALIDATION_SHARE * len(order)))
+    train, validation = split_lessons(pairs, seed)
     return train_lora_on(
         processes,
         served,
-        order[held_out:],
+        train,
         out,
         config,
-        validation=order[:held_out],
+        validation=validation,
         scratch=scratch / "steps",
         device=device,
         seed=seed,
         progress=progress,
     )
+
+
+def split_lessons(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
+    """(to train on, to validate on)."""
+    order = list(pairs)
+    random.Random(seed).shuffle(order)
+    held_out = max(1, round(VALIDATION_SHARE * len(order)))
+    return order[held_out:], order[:held_out]
 
 
 def task_pairs(path: Path) -> list[Pair]:

@@ -169,10 +169,11 @@ def on_device(shape: ModelShape, config: LoraConfig, run: TrainingRun, texts: Te
 
 
 def fixed_bytes(shape: ModelShape, config: LoraConfig, device: Device) -> int:
-    """What does not grow with the row: frozen weights (NF4 with ``load_in_4bit``) and room for one of them unpacked;
-    for each trained weight its value, gradient and Adam's two moments in float32; the process itself."""
+    """What does not grow with the row: frozen weights (NF4 with ``load_in_4bit``, and room for one of them unpacked; on
+    a CPU unpacked once); for each trained weight its value, gradient and Adam's two moments in float32; the process.
+    """
     rest = shape.parameters - shape.linear_parameters
-    if config.load_in_4bit:
+    if config.load_in_4bit and device.name != THIS_MACHINE:
         largest = max(prod(size) for size in shape.linear.values())
         weights = nf4_bytes(shape) + (device.item_bytes - 2) * rest + device.item_bytes * largest
     else:

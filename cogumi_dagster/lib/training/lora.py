@@ -89,6 +89,28 @@ def load_base(checkpoint: Path, *, four_bit: bool, device: str) -> tuple[Any, An
     return model, AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
 
 
+def unpacks(device: str) -> bool:
+    """Whether NF4 weights are unpacked once, not in every pass: on a CPU, whose memory is not what training lacks."""
+    return device == "cpu"
+
+
+def unpack_four_bit(model: Any) -> int:
+    """Replace a frozen model's NF4 layers by plain ones with the same values; returns how many."""
+    import torch
+    from bitsandbytes.functional import dequantize_4bit
+    from bitsandbytes.nn.modules import Linear4bit
+
+    packed = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    for name, module in packed.items():
+        values = dequantize_4bit(module.weight.data, module.weight.quant_state)  # type: ignore[attr-defined]
+        values = values.to(module.compute_dtype)
+        with torch.device("meta"):
+            plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
+        plain.weight, plain.bias = torch.nn.Parameter(values, requires_grad=False), module.bias
+        model.set_submodule(name, plain)
+    return len(packed)
+
+
 def train_lora(
     checkpoint: Path,
     pairs: Sequence[Pair],
@@ -119,6 +141,8 @@ def train_lora(
     workers = workers or Workers()
     peak = PeakMemory(device)
     model, tokenizer = load_base(checkpoint, four_bit=config.load_in_4bit, device=device)
+    if unpacks(device):
+        unpack_four_bit(model)
     encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length)
     held_out = encode_pairs(tokenizer, validation, config.max_length)[0] if validation else []
     torch.manual_seed(seed)
@@ -155,6 +179,12 @@ def train_lora(
     return _report(loop, too_long, before, after, len(held_out), machine, taken, device)
 
 
+def _precision(config: LoraConfig, device: str) -> str:
+    computed = str(compute_dtype(device)).removeprefix("torch.")
+    stored = f"NF4{' (unpacked once)' if unpacks(device) else ''} + " if config.load_in_4bit else ""
+    return stored + computed
+
+
 def _report(
     loop: Loop, too_long: int, before: float, after: float, held_out: int, machine: float, taken: int, device: str
 ) -> TrainingReport:
@@ -187,7 +217,7 @@ def _report(
         machine_flops_per_second=machine,
         utilization=rate / machine / loop.workers.count,
         peak_memory_bytes=taken,
-        precision=("NF4 + " if loop.config.load_in_4bit else "") + str(compute_dtype(device)).removeprefix("torch."),
+        precision=_precision(loop.config, device),
         row_tokens=loop.row_tokens,
         notes=tuple(loop.notes),
         curve=curve("loss"),

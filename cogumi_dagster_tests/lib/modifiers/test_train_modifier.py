@@ -4,7 +4,6 @@ from pathlib import Path
 import pytest
 
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
-from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, export_adapter, package_modifier
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, task_pairs, train_on_served_weights
@@ -44,11 +43,9 @@ def test_tasks_become_pairs_of_prompt_and_solution(tmp_path: Path) -> None:
 def test_a_packaged_modifier_is_the_trained_one_with_its_contract(
     student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    report = package_modifier(
-        adapter, f16_gguf, student, pairs[:6], tmp_path / "out", prune_share=0.0, level=3, dictionary_kb=4
-    )
+    report = package_modifier(adapter, f16_gguf, student, pairs[:6], tmp_path / "out", level=3, dictionary_kb=4)
     assert report.parity.mean_kl <= 1e-4
-    assert report.pruned_share == 0.0
+    assert report.pruning.chosen == 0.0 and not report.pruning.tried
     assert report.adapter_bytes == (tmp_path / "out" / ADAPTER_FILE).stat().st_size
     assert report.package.bit_identical
     assert json.loads((tmp_path / "out" / "contract.json").read_text()) == report.contract
@@ -57,27 +54,19 @@ def test_a_packaged_modifier_is_the_trained_one_with_its_contract(
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_pruning_the_adapter_zeroes_the_smallest_and_shows_in_the_parity(
+def test_a_pruned_modifier_is_smaller_and_computes_what_transformers_computes_with_it(
     student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
     original = (adapter / "adapter_model.safetensors").read_bytes()
     report = package_modifier(
-        adapter, f16_gguf, student, pairs[:6], tmp_path / "out", prune_share=0.5, level=3, dictionary_kb=4
-    )
-    assert report.pruned_share == pytest.approx(0.5, abs=0.01)
-    assert report.parity.mean_kl > 1e-4
+        adapter, f16_gguf, student, pairs[:6], tmp_path / "out", prune_shares=(0.5,), prune_keeps=-9.0, level=3,
+        dictionary_kb=4,
+    )  # fmt: skip
+    if report.pruning.adapter_loss < report.pruning.base_loss:
+        assert report.pruning.chosen == pytest.approx(0.5, abs=0.05)
+        assert report.adapter_bytes < 0.7 * report.unpruned_bytes
+    assert report.parity.mean_kl <= 1e-4
     assert (adapter / "adapter_model.safetensors").read_bytes() == original
-    values = [tensor for name, _, tensor in open_gguf(tmp_path / "out" / ADAPTER_FILE).tensors()]
-    assert sum((v == 0).sum() for v in values) / sum(v.size for v in values) == pytest.approx(0.5, abs=0.01)
-
-
-def test_a_share_that_leaves_nothing_is_refused(
-    student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
-) -> None:
-    with pytest.raises(CogumiError, match="prune_share is 1"):
-        package_modifier(
-            adapter, f16_gguf, student, pairs[:2], tmp_path / "out", prune_share=1.0, level=3, dictionary_kb=4
-        )
 
 
 def test_an_exported_adapter_carries_the_contract_of_its_base(

@@ -2,6 +2,7 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import LoraConfig
@@ -9,7 +10,7 @@ from cogumi_dagster.lib.training import loop
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.launch import train_lora_on
 from cogumi_dagster.lib.training.loop import cosine, evaluation_loss
-from cogumi_dagster.lib.training.lora import TrainingReport, load_base, train_lora
+from cogumi_dagster.lib.training.lora import TrainingReport, load_base, train_lora, unpack_four_bit
 from cogumi_dagster.lib.training.packing import Packed
 
 SIX_STEPS = LoraConfig(
@@ -105,7 +106,7 @@ def test_nothing_to_train_on_is_an_error(student: Path, tmp_path: Path) -> None:
 def test_four_bit_training_works_on_a_cpu(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
     config = SIX_STEPS.model_copy(update={"load_in_4bit": True, "max_steps": 2})
     report = train_lora(student, pairs, tmp_path / "out", config, scratch=tmp_path / "s", validation=pairs[:2])
-    assert report.precision.startswith("NF4 + ")
+    assert report.precision == "NF4 (unpacked once) + float32"
     assert math.isfinite(report.validation_loss_after)
     assert any(any(values) for name, values in weights(tmp_path / "out").items() if "lora_B" in name)
 
@@ -114,6 +115,21 @@ def test_a_four_bit_base_is_frozen_and_packed(student: Path) -> None:
     model, _ = load_base(student, four_bit=True, device="cpu")
     assert type(model.model.layers[0].self_attn.q_proj.weight).__name__ == "Params4bit"
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_unpacked_once_computes_what_the_packed_base_computes(student: Path) -> None:
+    model, tokenizer = load_base(student, four_bit=True, device="cpu")
+    ids = tokenizer("The quick brown fox", return_tensors="pt").input_ids
+    with torch.no_grad():
+        packed = model(ids).logits
+        assert unpack_four_bit(model) == 14
+        unpacked = model(ids).logits
+    plain, _ = load_base(student, four_bit=False, device="cpu")
+    with torch.no_grad():
+        rounded = (plain(ids).logits - packed).abs().max()
+    assert (unpacked - packed).abs().max() < 1e-4 < rounded
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
 
 
 def test_without_validation_there_is_no_figure(student: Path) -> None:

@@ -1,0 +1,105 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.modifiers.prune import PREFIX, prune_adapter, prune_where_quality_holds
+from cogumi_dagster.lib.training.batches import Pair, encode_pairs
+from cogumi_dagster.lib.training.student import load_checkpoint
+
+
+def products(folder: Path) -> dict[str, Any]:
+    """What an adapter adds to each module."""
+    config = json.loads((folder / "adapter_config.json").read_text())
+    tensors = load_file(folder / "adapter_model.safetensors")
+    names = [name.removesuffix(".lora_A.weight") for name in tensors if ".lora_A." in name]
+    found = {}
+    for name in names:
+        a, b = tensors[f"{name}.lora_A.weight"], tensors[f"{name}.lora_B.weight"]
+        alpha = next(
+            (v for k, v in (config["alpha_pattern"] or {}).items() if k.replace("\\", "") == name.removeprefix(PREFIX)),
+            config["lora_alpha"],
+        )
+        found[name] = b @ a * (alpha / len(a))
+    return found
+
+
+@pytest.fixture
+def low_rank(adapter: Path, tmp_path: Path) -> Path:
+    """An adapter whose modules have one strong direction each, the others weak."""
+    folder = tmp_path / "low"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    draw = torch.Generator().manual_seed(0)
+    tensors = {}
+    for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
+        values = 0.01 * torch.randn(tensor.shape, generator=draw)
+        strong = values[0] if ".lora_A." in name else values[:, 0]
+        strong.copy_(torch.randn(strong.shape, generator=draw))
+        tensors[name] = values
+    save_file(tensors, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_the_strong_directions_stay(low_rank: Path, tmp_path: Path) -> None:
+    whole = products(low_rank)
+    ranks, removed = prune_adapter(low_rank, tmp_path / "out", 0.6)
+    pruned = products(tmp_path / "out")
+    assert 0.6 <= removed < 0.7 and min(ranks.values()) >= 1
+    for name, product in whole.items():
+        assert (pruned[name] - product).norm() < 0.01 * product.norm()
+
+
+def test_nothing_removed_is_the_same_adapter(low_rank: Path, tmp_path: Path) -> None:
+    _, removed = prune_adapter(low_rank, tmp_path / "out", 0.0)
+    assert removed == 0.0
+    pruned = products(tmp_path / "out")
+    assert all(torch.allclose(pruned[name], product, atol=1e-5) for name, product in products(low_rank).items())
+
+
+def test_peft_reads_the_pruned_adapter_though_modules_are_gone(low_rank: Path, student: Path, tmp_path: Path) -> None:
+    tensors = load_file(low_rank / "adapter_model.safetensors")
+    gone = {name: tensor * (0.0 if ".0.self_attn.k_proj" in name else 1.0) for name, tensor in tensors.items()}
+    save_file(gone, low_rank / "adapter_model.safetensors")
+    ranks, _ = prune_adapter(low_rank, tmp_path / "out", 0.5)
+    assert not any(".0.self_attn.k_proj" in name for name in ranks)
+    base, _ = load_checkpoint(student, "float32")
+    model = PeftModel.from_pretrained(base, tmp_path / "out")
+    loaded = {name.replace(".default", ""): value for name, value in model.state_dict().items() if ".lora_" in name}
+    kept = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert loaded.keys() == kept.keys()
+    assert all(torch.equal(loaded[name], kept[name]) for name in kept)
+
+
+def test_the_largest_share_that_keeps_the_gain_is_taken(
+    low_rank: Path, student: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, tokenizer = load_checkpoint(student, "float32")
+    model = PeftModel.from_pretrained(base, low_rank)
+    encoded, _ = encode_pairs(tokenizer, pairs[:4], 512)
+    losses = iter([2.0, 1.0, 1.2, 1.04])
+    monkeypatch.setattr("cogumi_dagster.lib.modifiers.prune.evaluation_loss", lambda *args: next(losses))
+    chosen, report = prune_where_quality_holds(
+        model, low_rank, encoded, tmp_path / "tries", shares=(0.3, 0.5, 0.6), keeps=0.95
+    )
+    assert [round(row.gain_kept, 2) for row in report.tried] == [0.8, 0.96]
+    assert report.chosen == report.tried[1].removed and 0.5 <= report.chosen < 0.6
+    assert chosen == tmp_path / "tries" / "pruned_500" and model.active_adapter == "pruned_500"
+
+    losses = iter([2.0, 1.0, 1.9])
+    kept, report = prune_where_quality_holds(model, low_rank, encoded, tmp_path / "t2", shares=(0.7,), keeps=0.95)
+    assert (kept, report.chosen, model.active_adapter) == (low_rank, 0.0, "default")
+    losses = iter([1.0, 1.5])
+    kept, report = prune_where_quality_holds(model, low_rank, encoded, tmp_path / "t3", shares=(0.7,), keeps=0.95)
+    assert (kept, report.tried) == (low_rank, ()), "an adapter that does not help is left as it is"
+
+
+def test_a_share_that_leaves_nothing_is_refused(low_rank: Path, tmp_path: Path) -> None:
+    with pytest.raises(CogumiError, match="leaves nothing"):
+        prune_adapter(low_rank, tmp_path / "out", 1.0)
+    assert not (tmp_path / "out").exists()
