@@ -151,7 +151,9 @@ def artifact_sizes(shape: ModelShape, profile: Profile) -> tuple[ArtifactSize, .
         ),
         *(
             ArtifactSize(
-                f"modifier {name}, rank {rank}", "packaged_modifier, unpacked", gguf_adapter_bytes(shape, rank)
+                f"modifier {name}, rank {rank}",
+                "packaged_modifier, before pruning and packing",
+                gguf_adapter_bytes(shape, rank),
             )
             for name, rank in profile.modifiers.rank.items()
         ),

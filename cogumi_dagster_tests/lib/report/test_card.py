@@ -11,6 +11,7 @@ from cogumi_dagster.lib.evaluation.statistics import Proportion, report_json
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.report.card import HTML, MARKDOWN, STEPS, number, proportion, size, write_card
 from cogumi_dagster.lib.report.figures import figures, reports_of
+from cogumi_dagster.lib.training.batches import Pair
 
 EVIL = "<script>alert('x')</script> & | \"q\""
 
@@ -141,9 +142,15 @@ def test_figures_are_written_as_people_read_them() -> None:
 
 
 def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
-    scripted_engine: Callable[..., Any], tmp_path: Path
+    scripted_engine: Callable[..., Any],
+    student: Path,
+    f16_gguf: Path,
+    adapter: Path,
+    pairs: list[Pair],
+    tmp_path: Path,
 ) -> None:
     from cogumi_dagster.lib.modifiers.evaluate import evaluate_modifier
+    from cogumi_dagster.lib.modifiers.package import package_modifier
     from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
     from cogumi_dagster.lib.strategy.journal import keep_journal
     from cogumi_dagster.lib.strategy.problems import strategy_family
@@ -164,6 +171,10 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
             engine, "code", tmp_path, count=2, noise_seeds=1, cross_domain_tasks=1, seed=0
         ),
     }  # fmt: skip
+    reports["packaged_modifier", "code"] = package_modifier(
+        adapter, f16_gguf, student, pairs[:4], tmp_path / "package", prune_shares=(0.5,), prune_keeps=-9.0, level=3,
+        dictionary_kb=4,
+    )  # fmt: skip
     made = []
     for (asset, partition), report in reports.items():
         with store.write(asset, partition) as draft:
@@ -173,6 +184,11 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
         made.append(draft.ref)
     write_card(made, Profile(name="x"), tmp_path / "out")
     page = (tmp_path / "out" / HTML).read_text()
-    for title in ("Strategy journal: scheduling", "Strategy: scheduling, costs", "Modifiers on other domains"):
+    for title in (
+        "Strategy journal: scheduling",
+        "Strategy: scheduling, costs",
+        "Modifiers on other domains",
+        "Modifiers, packed",
+    ):
         assert f"<h2>{title}</h2>" in page
     assert "7 to 10 meetings, class-balanced" in page and "never: the teacher is cheaper" in page
