@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from cogumi_dagster.commands.terminal import RunProgress, console, duration, print_table
 from cogumi_dagster.defs import artifact
+from cogumi_dagster.defs.automation import observe_teacher_data
 from cogumi_dagster.defs.pipeline import NodeResult, plan, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
@@ -38,6 +39,7 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
     instance = dg.DagsterInstance.get()
     for run_id in reconcile(instance):
         console.print(f"[dim]settled the run {run_id[:8]}, which a crash had left running[/]")
+    observe_teacher_data(instance, settings)
     console.print(f"Profile {settings.profile.name}: {len(todo)} of {len(nodes)} artifacts to make, in {store.root}")
     progress = RunProgress(nodes, settings.profile.name)
     artifact.listeners.append(progress)

@@ -58,6 +58,25 @@ def _present(settings: ProfileResource) -> dict[str, str]:
     return versions
 
 
+def _observation(domain: str, version: str) -> dg.AssetObservation:
+    return dg.AssetObservation(TEACHER_DATA, partition=domain, tags={DATA_VERSION: version})
+
+
+def observe_teacher_data(instance: dg.DagsterInstance, settings: ProfileResource) -> list[str]:
+    """Record what the sensor would, before a run from the command line; the domains that had another version.
+
+    Else the UI's daemon, opened after such a run, takes its first observation for a change and asks for every domain.
+    """
+    changed = []
+    for domain, version in _present(settings).items():
+        seen = instance.get_latest_data_version_record(dg.AssetKey(TEACHER_DATA), partition_key=domain)
+        observation = seen.asset_observation if seen else None
+        if observation is None or observation.tags.get(DATA_VERSION) != version:
+            instance.report_runless_asset_event(_observation(domain, version))
+            changed.append(domain)
+    return changed
+
+
 @dg.sensor(
     minimum_interval_seconds=30,
     default_status=dg.DefaultSensorStatus.RUNNING,
@@ -68,10 +87,7 @@ def teacher_data_sensor(context: dg.SensorEvaluationContext, settings: ProfileRe
     seen = dict(part.split("=", 1) for part in (context.cursor or "").split(",") if part)
     present = _present(settings)
     changed = {domain: version for domain, version in present.items() if seen.get(domain) != version}
-    observations = [
-        dg.AssetObservation(TEACHER_DATA, partition=domain, tags={DATA_VERSION: version})
-        for domain, version in changed.items()
-    ]
+    observations = [_observation(domain, version) for domain, version in changed.items()]
     return dg.SensorResult(
         asset_events=observations, cursor=",".join(f"{d}={v}" for d, v in sorted({**seen, **present}.items()))
     )

@@ -9,7 +9,12 @@ import pytest
 
 from cogumi_dagster.definitions import defs
 from cogumi_dagster.defs.artifact import TEACHER_DATA
-from cogumi_dagster.defs.automation import DATA_VERSION, teacher_data_reconciliation_schedule, teacher_data_sensor
+from cogumi_dagster.defs.automation import (
+    DATA_VERSION,
+    observe_teacher_data,
+    teacher_data_reconciliation_schedule,
+    teacher_data_sensor,
+)
 from cogumi_dagster.defs.partitions import partitions_made
 from cogumi_dagster.lib.profile import DOMAINS, Profile
 from cogumi_dagster.lib.teacher_data import teacher_data_version
@@ -104,6 +109,24 @@ def test_what_is_made_again_with_the_same_bytes_goes_no_further() -> None:
     assert house.tick() == chain("code")
     report_made(house.instance, sorted(chain("code"), key=str), "1")
     assert house.tick() == set()
+
+
+def test_the_ui_opened_after_a_run_from_the_command_line_asks_for_nothing(
+    settings: ProfileResource,
+) -> None:
+    instance = dg.DagsterInstance.ephemeral()
+    assert observe_teacher_data(instance, settings) == list(DOMAINS)
+    report_made(instance, MADE, "1")
+    first = dg.evaluate_automation_conditions(defs, instance=instance)
+    sensed = teacher_data_sensor(dg.build_sensor_context(instance=instance), settings=settings)
+    for event in sensed.asset_events:
+        instance.report_runless_asset_event(event)
+    second = dg.evaluate_automation_conditions(defs, instance=instance, cursor=first.cursor)
+    assert (first.total_requested, second.total_requested) == (0, 0)
+    assert observe_teacher_data(instance, settings) == []
+    path = settings.sources / "math.yaml"
+    path.write_text(path.read_text() + "# one more line\n")
+    assert observe_teacher_data(instance, settings) == ["math"]
 
 
 def test_what_was_never_made_is_left_to_its_first_run() -> None:
