@@ -32,8 +32,8 @@ def duration(seconds: float) -> str:
 class RunProgress:
     """Listens to the steps of a run: a line for each asset, how far it is, and how long the rest will take.
 
-    The estimate starts from what each artifact took last time (or took the authors), and is scaled by
-    how this machine has done so far.
+    The estimate starts from what each artifact took last time (or took the authors), and is scaled by how this machine
+    has done so far; the step at work counts by its own progress.
     """
 
     def __init__(self, nodes: "Sequence[Node]", profile: str) -> None:
@@ -79,9 +79,10 @@ class RunProgress:
 
     def _left(self) -> str:
         pace = self.spent_actual / self.spent_expected if self.spent_expected > 10 else 1.0
-        rest = sum(self.expected[label] for label in self.waiting)
-        rest -= self.share * self.expected.get(self.label, 0.0) if self.label in self.waiting else 0.0
-        return duration(max(0.0, rest * pace))
+        rest = pace * sum(self.expected[label] for label in self.waiting if label != self.label or not self.share)
+        if self.label in self.waiting and self.share:
+            rest += (time.monotonic() - self.step_started) * (1 - self.share) / self.share
+        return duration(rest)
 
     def _line(self, text: str) -> None:
         console.print(text)
