@@ -1,7 +1,7 @@
 """AWQ: engines side by side, and what brings the 4-bit export near its parent.
 
-    python bench/awq_scales.py engines --folder /tmp/awq [--samples 16] [--grid 10]
-    python bench/awq_scales.py export  --folder /tmp/awq [--samples 16] [--grid 10]
+    python bench/awq_scales.py engines --folder DIR [--samples 16] [--grid 10]
+    python bench/awq_scales.py export  --folder DIR [--samples 16] [--grid 10]
     [--checkpoint DIR --dataset DIR] [--json OUT]
 
 ``engines``: W4 group 64 rounded to nearest, and GGUF types, made from the unscaled checkpoint and from each engine's

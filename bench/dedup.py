@@ -2,7 +2,7 @@
 
     python bench/dedup.py engines [FILE.jsonl ...] [--documents 3000]
     python bench/dedup.py recall  [FILE.jsonl ...] [--documents 4000]
-    python bench/dedup.py full    [--documents 750000] [--gigabytes 2.3] [--templated] [--folder /tmp]
+    python bench/dedup.py full    [--documents 750000] [--gigabytes 2.3] [--templated] [--folder DIR
     python bench/dedup.py growth  [--templated]
 
 Without files the text is real too: the sources and documentation of the Python packages installed here. `full` builds

@@ -16,7 +16,7 @@ from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.jsonl import read_jsonl
-from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, prune_adapter
+from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, Directions
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons
 from cogumi_dagster.lib.training.batches import Encoded, encode_pairs
 from cogumi_dagster.lib.training.loop import evaluation_loss
@@ -44,9 +44,11 @@ def main() -> None:
 
     store, name = ArtifactStore(arguments.store), arguments.modifier
     failures, adapter = store.get("domain_failures", name).path, store.get("modifier_adapter", name).path
+    trained = store.get("modifier_adapter", name).manifest.config
+    seed, length = trained["seed"], trained["modifiers.training"]["max_length"]
     lessons = modifier_pairs(
         read_jsonl(store.get("cascade_examples", name).path / "rows.jsonl"), read_jsonl(failures / "successes.jsonl"),
-        0.15, 0,
+        trained["modifiers.replay_share"], seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -55,7 +57,9 @@ def main() -> None:
         )
         base, tokenizer = load_checkpoint(folder / "served", "float32")
         model: Any = PeftModel.from_pretrained(base, adapter).eval()
-        groups: list[list[Encoded]] = [encode_pairs(tokenizer, part, 1024)[0] for part in split_lessons(lessons, 0)]
+        groups: list[list[Encoded]] = [
+            encode_pairs(tokenizer, part, length)[0] for part in split_lessons(lessons, seed)
+        ]
 
         def losses(label: str) -> str:
             if label != "base":
@@ -65,13 +69,14 @@ def main() -> None:
 
         with model.disable_adapter():
             before = losses("base")
-        prune_adapter(adapter, folder / "whole", 0.0)
+        directions = Directions(adapter)
+        directions.write(folder / "whole", 0.0)
         print(f"{name}: {len(groups[0])} lessons trained on, {len(groups[1])} held back")
         print(f"loss of the base {before}, with the whole adapter {losses('whole')}\n")
         print("| left out | directions (trained on / held back) | smallest weights | modules, largest rank |")
         print("|---|---|---|---|")
         for number, share in enumerate(arguments.shares):
-            ranks, _ = prune_adapter(adapter, folder / f"d{number}", share)
+            ranks, _ = directions.write(folder / f"d{number}", share)
             zero_smallest(adapter, folder / f"z{number}", share)
             print(
                 f"| {share:.0%} | {losses(f'd{number}')} | {losses(f'z{number}')} "

@@ -1,6 +1,6 @@
 """What pruning costs and brings: methods and sparsities, before and after recovery, zeros in GGUF, bytes after zstd.
 
-    python bench/pruning.py --folder /tmp/pruning [--methods wanda sparsegpt magnitude] [--sparsities 0.2 0.35 0.5 0.65]
+    python bench/pruning.py --folder DIR [--methods wanda sparsegpt magnitude] [--sparsities 0.2 0.35 0.5 0.65]
         [--patterns 2:4] [--gradual 0.5 0.65] [--steps 40] [--types Q8_0 Q4_0 Q5_K_M] [--checkpoint DIR --dataset DIR]
 
 Sparsity is that of attention and feed-forward; --embeddings adds theirs. ``gradual`` rows reach it in four steps with

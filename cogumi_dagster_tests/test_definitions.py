@@ -53,7 +53,7 @@ CHECKS = {
     "failure_patterns": "silhouette sizes",
     "cascade_examples": "verified_share tier_1_share",
     "modifier_adapter": "supervised! loss_fell",
-    "packaged_modifier": "bit_identical! parity within_budget",
+    "packaged_modifier": "pruned_share bit_identical! parity within_budget",
     "modifier_evaluation": "repairs_failures keeps_successes repaired_share kept_share",
     "strategy_journal": "strategies_tried",
     "learned_strategy": "classes_balanced verified_share",

@@ -33,13 +33,13 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
     definitions, settings, store = _open()
     nodes = plan(settings, store, select, partition)
     todo = [node for node in nodes if node.reason]
+    instance = dg.DagsterInstance.get()
+    observe_teacher_data(instance, settings)
     if not todo:
         console.print(f"Nothing to do: all {len(nodes)} artifacts in {store.root} are up to date.")
         return 0
-    instance = dg.DagsterInstance.get()
     for run_id in reconcile(instance):
         console.print(f"[dim]settled the run {run_id[:8]}, which a crash had left running[/]")
-    observe_teacher_data(instance, settings)
     console.print(f"Profile {settings.profile.name}: {len(todo)} of {len(nodes)} artifacts to make, in {store.root}")
     progress = RunProgress(nodes, settings.profile.name)
     artifact.listeners.append(progress)

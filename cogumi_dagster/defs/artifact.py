@@ -26,6 +26,7 @@ from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.teacher_data import teacher_data_version
 from cogumi_dagster.lib.teaching.catalogue import load_catalogue, teacher_version
+from cogumi_dagster.lib.training.student import package_version
 from resources.artifact_store import ArtifactStoreResource
 from resources.compute import ComputeResource
 from resources.embeddings import EmbeddingsResource
@@ -138,7 +139,7 @@ def artifact(
                 inputs = _inputs(context, opened, settings.profile)
                 versions = {_label(a, p): ref.version for a, refs in inputs.items() for p, ref in refs.items()}
                 versions |= teacher_versions(settings, _teacher_partitions(context, settings.profile))
-                versions |= versions_of_named(settings, asks)
+                versions |= named_teacher_versions(settings, asks)
                 chosen = config_of(settings.profile, config)
                 current = opened.current(name, partition)
                 if current and current.manifest.fingerprint == fingerprint_of(code_version, chosen, versions):
@@ -220,7 +221,7 @@ def teacher_versions(settings: ProfileResource, domains: Sequence[str]) -> dict[
     }
 
 
-def versions_of_named(settings: ProfileResource, fields: Sequence[str]) -> dict[str, str]:
+def named_teacher_versions(settings: ProfileResource, fields: Sequence[str]) -> dict[str, str]:
     """The version of each teacher that these fields of the profile name, as if it were an input artifact."""
     if not fields:
         return {}
@@ -228,7 +229,7 @@ def versions_of_named(settings: ProfileResource, fields: Sequence[str]) -> dict[
     chosen = config_of(settings.profile, fields)
     named = [chosen[field] for field in fields]
     names = [name for value in named for name in ([value] if isinstance(value, str) else value)]
-    return {_label("teacher", name): teacher_version(known.get(name)) for name in names}
+    return {_label("teacher", name): teacher_version(known.get(name), package_version()) for name in names}
 
 
 def _label(asset: str, partition: str | None) -> str:

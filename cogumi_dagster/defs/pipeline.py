@@ -21,8 +21,8 @@ from cogumi_dagster.defs.artifact import (
     PIPELINE_TAG,
     TEACHER_DATA,
     config_of,
+    named_teacher_versions,
     teacher_versions,
-    versions_of_named,
 )
 from cogumi_dagster.defs.graph import ASSETS
 from cogumi_dagster.defs.partitions import partitions_made
@@ -174,7 +174,7 @@ def _reason(
     if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps):
         inputs |= teacher_versions(settings, [str(key)])
     metadata = specs[name].metadata
-    inputs |= versions_of_named(settings, metadata[ASKS_KEY].value)
+    inputs |= named_teacher_versions(settings, metadata[ASKS_KEY].value)
     config = config_of(settings.profile, metadata[CONFIG_KEY].value)
     manifest = ref.manifest
     if manifest.fingerprint == fingerprint_of(str(metadata[CODE_KEY]), config, inputs):

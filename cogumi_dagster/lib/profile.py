@@ -264,7 +264,7 @@ class ModifiersConfig(Section):
     cascade: tuple[str, ...] = Field(("local", "solver"), description="teachers, cheapest tier first")
     replay_share: Share = 0.15
     rank: Mapping[ModifierName, Count] = {"code": 16, "reasoning": 16, "automation": 16}
-    prune_shares: tuple[Share, ...] = Field(
+    prune_shares: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.85, 0.78, 0.6), description="shares of an adapter's weights to leave out: the largest that holds prune_keeps"
     )
     prune_keeps: Share = Field(0.95, description="share of the adapter's gain in validation loss that must stay")

@@ -13,7 +13,14 @@ import yaml
 
 from cogumi_dagster.definitions import defs
 from cogumi_dagster.defs import pipeline
-from cogumi_dagster.defs.artifact import ASKS_KEY, CODE_KEY, CONFIG_KEY, config_of, teacher_versions, versions_of_named
+from cogumi_dagster.defs.artifact import (
+    ASKS_KEY,
+    CODE_KEY,
+    CONFIG_KEY,
+    config_of,
+    named_teacher_versions,
+    teacher_versions,
+)
 from cogumi_dagster.defs.pipeline import PROCESS_TAG, Node, plan, process_mark, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
@@ -66,7 +73,7 @@ class Store:
         inputs = {label(slot): self.store.get(*slot).version for slot in parents(asset, partition)}
         if asset in TAUGHT:
             inputs |= teacher_versions(self.settings, [str(partition)])
-        inputs |= versions_of_named(self.settings, metadata[ASKS_KEY].value)
+        inputs |= named_teacher_versions(self.settings, metadata[ASKS_KEY].value)
         config = config_of(self.settings.profile, metadata[CONFIG_KEY].value)
         code = str(metadata[CODE_KEY])
         with self.store.write(asset, partition, code_version=code, config=config, inputs=inputs) as draft:

@@ -147,27 +147,33 @@ def modifier_adapter(step: Step) -> TrainingReport:
 @artifact(
     group="modifiers",
     kinds={"gguf", "zstd"},
-    config=("modifiers.prune_shares", "modifiers.prune_keeps", "compression.zstd_level", "compression.dictionary_kb"),
+    config=(
+        "modifiers.prune_shares", "modifiers.prune_keeps", "modifiers.training.max_length", "compression.zstd_level",
+        "compression.dictionary_kb",
+    ),
     deps=[modifier_adapter, gguf_model, base_checkpoint, cascade_examples, domain_failures],
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
     code_version="2",
-)
+)  # fmt: skip
 def packaged_modifier(step: Step) -> ModifierPackageReport:
     """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,
     tokenizer and chat template that it fits."""
     compression = step.profile.compression
-    _, validation = split_lessons(_lessons(step), step.profile.seed)
+    lessons, validation = split_lessons(_lessons(step), step.profile.seed)
     return package_modifier(
         step.path("modifier_adapter"),
         step.path("gguf_model") / MODEL_FILE,
         step.path("base_checkpoint"),
+        lessons,
         validation,
         step.out,
+        max_length=step.profile.modifiers.training.max_length,
         prune_shares=step.profile.modifiers.prune_shares,
         prune_keeps=step.profile.modifiers.prune_keeps,
         level=compression.zstd_level,
         dictionary_kb=compression.dictionary_kb,
+        progress=step.progress,
     )
 
 

@@ -89,6 +89,12 @@ def accuracy(answers: Sequence[Answered]) -> Proportion:
     return Proportion.of([answer.passed for answer in judged])
 
 
+def discordant(first: Sequence[Answered], second: Sequence[Answered]) -> tuple[int, int]:
+    """How many of the same tasks only the first answered right, and only the second."""
+    pairs = [(a.passed, b.passed) for a, b in zip(first, second, strict=True)]
+    return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
+
+
 def by_family(answers: Sequence[Answered]) -> Mapping[str, Proportion]:
     names = sorted({answer.task.family for answer in answers})
     return {name: accuracy([answer for answer in answers if answer.task.family == name]) for name in names}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family
+from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family, discordant
 from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar, wilson
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
@@ -165,7 +165,7 @@ def _judged(base: Sequence[Answered], other: Sequence[Answered]) -> Pairs:
 
 def _changes(pairs: Pairs) -> tuple[int, int]:
     """(repaired, broken)."""
-    return sum(not b.passed and o.passed for b, o in pairs), sum(b.passed and not o.passed for b, o in pairs)
+    return discordant([o for _, o in pairs], [b for b, _ in pairs])
 
 
 def _noise(base: Sequence[Answered], again: Sequence[Sequence[Answered]]) -> NoiseFloor:

@@ -11,13 +11,13 @@ from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
 from cogumi_dagster.lib.modifiers.prune import PruneReport, prune_where_quality_holds
+from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.serving.contract import TOKENIZER_FILE, contract_of
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 from cogumi_dagster.lib.training.merge import ParityReport, answer_logits, parity
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 ADAPTER_FILE = "modifier.gguf"
-MAX_LENGTH = 1024
 PARITY_EXAMPLES = 6
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
@@ -44,17 +44,21 @@ def package_modifier(
     adapter: Path,
     gguf: Path,
     tokenizer_from: Path,
+    lessons: Sequence[Pair],
     validation: Sequence[Pair],
     out: Path,
     *,
+    max_length: int = 1024,
     prune_shares: Sequence[float] = (),
     prune_keeps: float = 0.95,
     level: int,
     dictionary_kb: int,
+    progress: Progress = silent,
 ) -> ModifierPackageReport:
     """Write ``modifier.gguf``, its zstd package and ``contract.json`` to ``out``.
 
-    It is pruned as far as it keeps its gain on ``validation``, examples that it was not trained on (see ``prune``).
+    It is pruned as far as it keeps its gain on ``validation``, lessons that it was not trained on (see ``prune``), and
+    compared on ``lessons``. Longer ones than ``max_length`` tokens are left out, as in training.
     """
     from peft import PeftModel
 
@@ -65,13 +69,19 @@ def package_modifier(
         dequantize_checkpoint(gguf, tokenizer_from, scratch / "served")
         base, tokenizer = load_checkpoint(scratch / "served", "float32")
         model = PeftModel.from_pretrained(base, adapter).eval()
-        encoded, _ = encode_pairs(tokenizer, validation, MAX_LENGTH)
         chosen, pruning = prune_where_quality_holds(
-            model, adapter, encoded, scratch, shares=prune_shares, keeps=prune_keeps
+            model,
+            adapter,
+            encode_pairs(tokenizer, validation, max_length)[0] if validation else [],
+            scratch,
+            shares=prune_shares,
+            keeps=prune_keeps,
+            progress=progress,
         )
         size = export_lora(chosen, out / ADAPTER_FILE, base=tokenizer_from, contract=contract)
-        compared = validation[:PARITY_EXAMPLES]
-        reference = flatten(answer_logits(model, tokenizer, compared, MAX_LENGTH))
+        encoded, _ = encode_pairs(tokenizer, lessons, max_length)
+        compared = [lessons[item.index] for item in encoded[:PARITY_EXAMPLES]]
+        reference = flatten(answer_logits(model, tokenizer, compared, max_length))
         other = flatten(gguf_answer_logits(gguf, tokenizer, compared, lora=out / ADAPTER_FILE))
         package = pack(out / ADAPTER_FILE, out / "package", level=level, dictionary_kb=dictionary_kb)
     (out / "contract.json").write_text(json.dumps(contract, indent=1, sort_keys=True))

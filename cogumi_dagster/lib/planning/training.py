@@ -10,6 +10,7 @@ from cogumi_dagster.lib.planning.shapes import ModelShape
 from cogumi_dagster.lib.planning.sizes import adapter_parameters, nf4_bytes
 from cogumi_dagster.lib.profile import LoraConfig, Profile
 from cogumi_dagster.lib.teacher_data import domain_examples, domain_mix
+from cogumi_dagster.lib.training.memory import fits_unpacked
 
 SAMPLE = 40
 """Tasks drawn a domain to see how long texts are."""
@@ -170,10 +171,14 @@ def on_device(shape: ModelShape, config: LoraConfig, run: TrainingRun, texts: Te
 
 def fixed_bytes(shape: ModelShape, config: LoraConfig, device: Device) -> int:
     """What does not grow with the row: frozen weights (NF4 with ``load_in_4bit``, and room for one of them unpacked; on
-    a CPU unpacked once); for each trained weight its value, gradient and Adam's two moments in float32; the process.
+    a CPU all of them unpacked, where they fit); for each trained weight its value, gradient and Adam's two moments in
+    float32; the process.
     """
     rest = shape.parameters - shape.linear_parameters
-    if config.load_in_4bit and device.name != THIS_MACHINE:
+    unpacked = device.name == THIS_MACHINE and fits_unpacked(
+        device.item_bytes * shape.linear_parameters, device.memory_bytes
+    )
+    if config.load_in_4bit and not unpacked:
         largest = max(prod(size) for size in shape.linear.values())
         weights = nf4_bytes(shape) + (device.item_bytes - 2) * rest + device.item_bytes * largest
     else:

@@ -227,18 +227,6 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                 for k, r in modifiers.items()
             ),
         )  # fmt: skip
-        packed = reports.get("packaged_modifier", {})
-        yield Table(
-            "Modifiers, packed",
-            "Directions left out while the gain in validation loss holds; bytes as trained, as GGUF and packed with zstd.",
-            ("modifier", "left out", "gain kept", "largest rank", "validation loss, base", "whole", "trained", "GGUF", "packed", "packed / trained"),
-            tuple(
-                (str(k), f"{r['pruning']['chosen']:.0%}", *_kept(r["pruning"]), number(r["pruning"]["base_loss"]),
-                 number(r["pruning"]["adapter_loss"]), size(r["unpruned_bytes"]), size(r["adapter_bytes"]),
-                 size(r["package"]["bytes_after"]), f"{r['package']['bytes_after'] / r['unpruned_bytes']:.2f}")
-                for k, r in packed.items()
-            ),
-        )  # fmt: skip
         crossed = [(str(k), row) for k, r in modifiers.items() for row in r.get("other_domains", ())]
         if crossed:
             yield Table(
@@ -250,6 +238,19 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                     for k, row in crossed
                 ),
             )
+    if packed := reports.get("packaged_modifier"):
+        yield Table(
+            "Modifiers, packed",
+            "Directions left out while the gain in validation loss holds; bytes as trained, as GGUF and packed with zstd.",
+            ("modifier", "left out", "why", "held-back lessons", "loss, base", "whole", "trained", "GGUF", "packed", "packed / trained"),
+            tuple(
+                (str(k), f"{r['pruning']['chosen']:.0%}", r["pruning"]["outcome"], str(r["pruning"]["validation_examples"]),
+                 number(r["pruning"]["base_loss"]), number(r["pruning"]["adapter_loss"]), size(r["unpruned_bytes"]),
+                 size(r["adapter_bytes"]), size(r["package"]["bytes_after"]),
+                 f"{r['package']['bytes_after'] / r['unpruned_bytes']:.2f}")
+                for k, r in packed.items() if "pruning" in r
+            ),
+        )  # fmt: skip
     for key, report in reports.get("strategy_journal", {}).items():
         yield Table(
             f"Strategy journal: {key}",
@@ -299,14 +300,6 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
         yield Table(
             "Systems", f"{system['tasks']} fresh test tasks of all domains.", ("system", "accuracy"), tuple(rows)
         )
-
-
-def _kept(pruning: Mapping[str, Any]) -> tuple[str, str]:
-    """(share of the gain that stayed, largest rank) of the pruning that was chosen."""
-    if not pruning["chosen"]:
-        return "all", "as trained"
-    chosen = pruning["tried"][-1]
-    return f"{chosen['gain_kept']:.0%}", str(chosen["largest_rank"])
 
 
 def _stand_ins(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[str]:

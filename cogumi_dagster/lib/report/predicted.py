@@ -96,7 +96,7 @@ def _of_asset(asset: str, ref: ArtifactRef, shape: ModelShape, profile: Profile)
     training = _training(asset, ref.manifest.partition, profile)
     if training is None:
         return []
-    if asset == "packaged_modifier" and _report(ref)["pruning"]["chosen"] > 0:
+    if asset == "packaged_modifier" and _report(ref).get("pruning", {}).get("chosen"):
         return []  # what pruning leaves is no matter of shapes
     if asset == "packaged_modifier":
         return _files(ref, "modifier.gguf", gguf_adapter_bytes(shape, training.rank_attention))

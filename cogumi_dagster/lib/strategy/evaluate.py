@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks
+from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant
 from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
     majority_baseline,
-    paired_difference,
+    mcnemar,
 )  # fmt: skip
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
@@ -101,7 +101,14 @@ def evaluate_strategy(
         suite.name: suite.draw(round(suite_share * suite.size), seed + 17) for suite in family.suites if suite_share
     }
     distinct = {task.id: task for drawn in suites.values() for task in drawn}
-    part = in_parts(progress, 3 * len(tasks) + len(distinct))
+    part = in_parts(progress, (3 + 2 * (teacher is not None)) * len(tasks) + len(distinct))
+    taught: dict[str, Sequence[Answered]] = {}
+    if teacher is None:
+        taught["teacher (solver, exact)"] = [_solved(task) for task in tasks]
+    else:  # first: what fails here fails before the student's hours, and what was answered is kept
+        for name, text in ((f"teacher ({teacher.name})", ""), ("teacher, strategy in the prompt", strategy)):
+            taught[name] = teacher.attempt(tasks, text)
+            part(len(tasks))(len(tasks), len(tasks), name)
     untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
     told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
     started = time.perf_counter()
@@ -112,12 +119,8 @@ def evaluate_strategy(
         "untrained student": untrained,
         "student, strategy in the prompt": told,
         "student with adapter": trained,
+        **taught,
     }
-    if teacher is None:
-        stages["teacher (solver, exact)"] = [_solved(task) for task in tasks]
-    else:
-        stages[f"teacher ({teacher.name})"] = teacher.attempt(tasks, "")
-        stages["teacher, strategy in the prompt"] = teacher.attempt(tasks, strategy)
     rows = [_row(name, answers) for name, answers in stages.items()]
     by_id = {answer.task.id: answer for answer in answered}
     kept = {**stages, "suites": answered}
@@ -142,7 +145,7 @@ def evaluate_strategy(
         ),
         adapter_balanced_accuracy=rows[2].balanced_accuracy.value,
         untrained_balanced_accuracy=rows[0].balanced_accuracy.value,
-        p_value=paired_difference([a.passed for a in trained], [a.passed for a in untrained], seed).p_value,
+        p_value=mcnemar(*discordant(trained, untrained)),
     )
 
 

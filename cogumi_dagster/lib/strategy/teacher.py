@@ -23,8 +23,8 @@ from cogumi_dagster.lib.teaching.teach import chat_messages
 SHOWN_MISTAKES, SHOWN_SUCCESSES = 6, 2
 SHOWN_CHARACTERS, SHOWN_LOCALLY = 8000, 1600
 """Of all attempts together, to an API and to the local teacher, whose context is a thousand tokens."""
-LONGEST_STRATEGY = 4000
-"""Characters. A longer text is no strategy that a small model could follow."""
+LONGEST_STRATEGY = 2000
+"""Characters. A longer text is no strategy that a small model could follow, nor fits its context with a problem."""
 
 REFLECT = (
     "You are keeping a journal while you learn to solve a kind of problem. Below are problems that you have just "

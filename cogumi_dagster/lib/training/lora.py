@@ -13,7 +13,7 @@ from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 from cogumi_dagster.lib.training.flops import matmul_rate
 from cogumi_dagster.lib.training.fused_lora import fuse_lora
 from cogumi_dagster.lib.training.loop import Loop, evaluation_loss
-from cogumi_dagster.lib.training.memory import PeakMemory
+from cogumi_dagster.lib.training.memory import PeakMemory, fits_unpacked, memory_limit
 from cogumi_dagster.lib.training.packing import attention_for
 from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.workers import Workers
@@ -89,26 +89,30 @@ def load_base(checkpoint: Path, *, four_bit: bool, device: str) -> tuple[Any, An
     return model, AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
 
 
-def unpacks(device: str) -> bool:
-    """Whether NF4 weights are unpacked once, not in every pass: on a CPU, whose memory is not what training lacks."""
-    return device == "cpu"
+def unpack_four_bit(model: Any, memory_bytes: int) -> int:
+    """Replace a frozen model's NF4 layers by plain ones with the same values, where they fit ``memory_bytes``.
 
-
-def unpack_four_bit(model: Any) -> int:
-    """Replace a frozen model's NF4 layers by plain ones with the same values; returns how many."""
+    Returns how many. Else every pass unpacks them: on a CPU that takes longer than the products.
+    """
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
 
-    packed = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-    for name, module in packed.items():
+    found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
+    names = list(found)
+    sizes = (m.in_features * m.out_features * m.compute_dtype.itemsize for m in found.values())
+    if not fits_unpacked(sum(sizes), memory_bytes):
+        return 0
+    found.clear()
+    for name in names:
+        module = model.get_submodule(name)
         values = dequantize_4bit(module.weight.data, module.weight.quant_state)  # type: ignore[attr-defined]
         values = values.to(module.compute_dtype)
         with torch.device("meta"):
             plain = torch.nn.Linear(module.in_features, module.out_features, bias=module.bias is not None)
         plain.weight, plain.bias = torch.nn.Parameter(values, requires_grad=False), module.bias
         model.set_submodule(name, plain)
-    return len(packed)
+    return len(names)
 
 
 def train_lora(
@@ -141,8 +145,7 @@ def train_lora(
     workers = workers or Workers()
     peak = PeakMemory(device)
     model, tokenizer = load_base(checkpoint, four_bit=config.load_in_4bit, device=device)
-    if unpacks(device):
-        unpack_four_bit(model)
+    unpacked = device == "cpu" and unpack_four_bit(model, memory_limit()) > 0
     encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length)
     held_out = encode_pairs(tokenizer, validation, config.max_length)[0] if validation else []
     torch.manual_seed(seed)
@@ -161,6 +164,9 @@ def train_lora(
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    precision = str(compute_dtype(device)).removeprefix("torch.")
+    if config.load_in_4bit:
+        precision = f"NF4{' (unpacked once)' if unpacked else ''} + {precision}"
     loop = Loop(model, encoded, held_out, config, scratch, seed, progress, workers)
     before = evaluation_loss(model, held_out, loop.row_tokens, workers)
     loop.train()
@@ -176,17 +182,11 @@ def train_lora(
         inner=shape.hidden_size,
         columns=shape.intermediate_size,
     )
-    return _report(loop, too_long, before, after, len(held_out), machine, taken, device)
-
-
-def _precision(config: LoraConfig, device: str) -> str:
-    computed = str(compute_dtype(device)).removeprefix("torch.")
-    stored = f"NF4{' (unpacked once)' if unpacks(device) else ''} + " if config.load_in_4bit else ""
-    return stored + computed
+    return _report(loop, too_long, before, after, len(held_out), machine, taken, precision)
 
 
 def _report(
-    loop: Loop, too_long: int, before: float, after: float, held_out: int, machine: float, taken: int, device: str
+    loop: Loop, too_long: int, before: float, after: float, held_out: int, machine: float, taken: int, precision: str
 ) -> TrainingReport:
     rows = loop.log
     losses = [row["loss"] for row in rows]
@@ -217,7 +217,7 @@ def _report(
         machine_flops_per_second=machine,
         utilization=rate / machine / loop.workers.count,
         peak_memory_bytes=taken,
-        precision=_precision(loop.config, device),
+        precision=precision,
         row_tokens=loop.row_tokens,
         notes=tuple(loop.notes),
         curve=curve("loss"),

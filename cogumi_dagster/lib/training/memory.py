@@ -5,6 +5,26 @@ from pathlib import Path
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
+UNPACKED_SHARE = 0.25
+"""NF4 weights are unpacked for good where they take at most this share of the memory."""
+
+
+def memory_limit() -> int:
+    """Bytes that this process may take: the machine's, or the limit that was set on it."""
+    import psutil
+
+    total = psutil.virtual_memory().total
+    try:
+        import resource
+    except ImportError:
+        return int(total)
+    limit = resource.getrlimit(resource.RLIMIT_DATA)[0]
+    return int(total if limit == resource.RLIM_INFINITY else min(total, limit))
+
+
+def fits_unpacked(unpacked_bytes: int, memory_bytes: int) -> bool:
+    return unpacked_bytes <= UNPACKED_SHARE * memory_bytes
+
 
 class PeakMemory:
     """Counts from its making on: on a GPU what torch allocated there, on a CPU what the process held.

@@ -8,7 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.modifiers.prune import PREFIX, prune_adapter, prune_where_quality_holds
+from cogumi_dagster.lib.modifiers.prune import PREFIX, Directions, prune_where_quality_holds
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 from cogumi_dagster.lib.training.student import load_checkpoint
 
@@ -48,7 +48,7 @@ def low_rank(adapter: Path, tmp_path: Path) -> Path:
 
 def test_the_strong_directions_stay(low_rank: Path, tmp_path: Path) -> None:
     whole = products(low_rank)
-    ranks, removed = prune_adapter(low_rank, tmp_path / "out", 0.6)
+    ranks, removed = Directions(low_rank).write(tmp_path / "out", 0.6)
     pruned = products(tmp_path / "out")
     assert 0.6 <= removed < 0.7 and min(ranks.values()) >= 1
     for name, product in whole.items():
@@ -56,7 +56,7 @@ def test_the_strong_directions_stay(low_rank: Path, tmp_path: Path) -> None:
 
 
 def test_nothing_removed_is_the_same_adapter(low_rank: Path, tmp_path: Path) -> None:
-    _, removed = prune_adapter(low_rank, tmp_path / "out", 0.0)
+    _, removed = Directions(low_rank).write(tmp_path / "out", 0.0)
     assert removed == 0.0
     pruned = products(tmp_path / "out")
     assert all(torch.allclose(pruned[name], product, atol=1e-5) for name, product in products(low_rank).items())
@@ -66,7 +66,7 @@ def test_peft_reads_the_pruned_adapter_though_modules_are_gone(low_rank: Path, s
     tensors = load_file(low_rank / "adapter_model.safetensors")
     gone = {name: tensor * (0.0 if ".0.self_attn.k_proj" in name else 1.0) for name, tensor in tensors.items()}
     save_file(gone, low_rank / "adapter_model.safetensors")
-    ranks, _ = prune_adapter(low_rank, tmp_path / "out", 0.5)
+    ranks, _ = Directions(low_rank).write(tmp_path / "out", 0.5)
     assert not any(".0.self_attn.k_proj" in name for name in ranks)
     base, _ = load_checkpoint(student, "float32")
     model = PeftModel.from_pretrained(base, tmp_path / "out")
@@ -81,7 +81,7 @@ def test_the_largest_share_that_keeps_the_gain_is_taken(
 ) -> None:
     base, tokenizer = load_checkpoint(student, "float32")
     model = PeftModel.from_pretrained(base, low_rank)
-    encoded, _ = encode_pairs(tokenizer, pairs[:4], 512)
+    encoded, _ = encode_pairs(tokenizer, pairs[:8], 512)
     losses = iter([2.0, 1.0, 1.2, 1.04])
     monkeypatch.setattr("cogumi_dagster.lib.modifiers.prune.evaluation_loss", lambda *args: next(losses))
     chosen, report = prune_where_quality_holds(
@@ -89,17 +89,20 @@ def test_the_largest_share_that_keeps_the_gain_is_taken(
     )
     assert [round(row.gain_kept, 2) for row in report.tried] == [0.8, 0.96]
     assert report.chosen == report.tried[1].removed and 0.5 <= report.chosen < 0.6
-    assert chosen == tmp_path / "tries" / "pruned_500" and model.active_adapter == "pruned_500"
+    assert chosen == tmp_path / "tries" / "pruned_1" and model.active_adapter == "pruned_1"
 
     losses = iter([2.0, 1.0, 1.9])
     kept, report = prune_where_quality_holds(model, low_rank, encoded, tmp_path / "t2", shares=(0.7,), keeps=0.95)
     assert (kept, report.chosen, model.active_adapter) == (low_rank, 0.0, "default")
     losses = iter([1.0, 1.5])
     kept, report = prune_where_quality_holds(model, low_rank, encoded, tmp_path / "t3", shares=(0.7,), keeps=0.95)
-    assert (kept, report.tried) == (low_rank, ()), "an adapter that does not help is left as it is"
+    assert (kept, report.tried) == (low_rank, ()) and "no gain" in report.outcome
+    losses = iter([2.0, 1.0])
+    kept, report = prune_where_quality_holds(model, low_rank, encoded[:7], tmp_path / "t4", shares=(0.7,), keeps=0.95)
+    assert (kept, report.tried) == (low_rank, ()) and "7 held-back lessons are too few" in report.outcome
 
 
 def test_a_share_that_leaves_nothing_is_refused(low_rank: Path, tmp_path: Path) -> None:
     with pytest.raises(CogumiError, match="leaves nothing"):
-        prune_adapter(low_rank, tmp_path / "out", 1.0)
+        Directions(low_rank).write(tmp_path / "out", 1.0)
     assert not (tmp_path / "out").exists()

@@ -43,7 +43,7 @@ def test_tasks_become_pairs_of_prompt_and_solution(tmp_path: Path) -> None:
 def test_a_packaged_modifier_is_the_trained_one_with_its_contract(
     student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    report = package_modifier(adapter, f16_gguf, student, pairs[:6], tmp_path / "out", level=3, dictionary_kb=4)
+    report = package_modifier(adapter, f16_gguf, student, pairs[:6], [], tmp_path / "out", level=3, dictionary_kb=4)
     assert report.parity.mean_kl <= 1e-4
     assert report.pruning.chosen == 0.0 and not report.pruning.tried
     assert report.adapter_bytes == (tmp_path / "out" / ADAPTER_FILE).stat().st_size
@@ -59,14 +59,25 @@ def test_a_pruned_modifier_is_smaller_and_computes_what_transformers_computes_wi
 ) -> None:
     original = (adapter / "adapter_model.safetensors").read_bytes()
     report = package_modifier(
-        adapter, f16_gguf, student, pairs[:6], tmp_path / "out", prune_shares=(0.5,), prune_keeps=-9.0, level=3,
-        dictionary_kb=4,
+        adapter, f16_gguf, student, pairs[:6], pairs, tmp_path / "out", prune_shares=(0.5,), prune_keeps=-9.0,
+        level=3, dictionary_kb=4,
     )  # fmt: skip
-    if report.pruning.adapter_loss < report.pruning.base_loss:
-        assert report.pruning.chosen == pytest.approx(0.5, abs=0.05)
-        assert report.adapter_bytes < 0.7 * report.unpruned_bytes
+    assert report.pruning.adapter_loss < report.pruning.base_loss
+    assert report.pruning.chosen == pytest.approx(0.5, abs=0.05)
+    assert report.adapter_bytes < 0.7 * report.unpruned_bytes
     assert report.parity.mean_kl <= 1e-4
     assert (adapter / "adapter_model.safetensors").read_bytes() == original
+
+
+def test_lessons_that_are_too_long_are_left_out_on_both_sides(
+    student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
+) -> None:
+    long = Pair("word " * 300, "x", "f")
+    report = package_modifier(
+        adapter, f16_gguf, student, [long, *pairs[:3]], [long, *pairs[:8]], tmp_path / "out", max_length=200, level=3,
+        dictionary_kb=4,
+    )  # fmt: skip
+    assert report.pruning.validation_examples == 8 and report.parity.mean_kl <= 1e-4
 
 
 def test_an_exported_adapter_carries_the_contract_of_its_base(
