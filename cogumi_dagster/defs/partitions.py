@@ -22,6 +22,6 @@ def partitions_made(
         return [None]
     keys: list[str | None] = list(definition.get_partition_keys())
     if definition == strategy_partitions and profile is not None:
-        before = {key for key in keys if store and store.current("strategy_evaluation", key)}
+        before = {key for key in keys if store and store.recorded("strategy_evaluation", key)}
         return [key for key in keys if key in (*profile.strategy.families, *before, asked)]
     return keys

@@ -26,7 +26,7 @@ from cogumi_dagster.defs.artifact import (
 )
 from cogumi_dagster.defs.graph import ASSETS
 from cogumi_dagster.defs.partitions import partitions_made
-from cogumi_dagster.lib.artifacts import ArtifactStore, fingerprint_of
+from cogumi_dagster.lib.artifacts import ArtifactStore, Manifest, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from resources.settings import ProfileResource
 
@@ -119,8 +119,8 @@ def plan(
     specs = _specs()
     keys = _keys(specs, settings, store, partition)
     chosen = _chosen(keys, select, partition)
-    current = {(name, key): store.current(name, key) for name in specs for key in keys[name]}
-    versions = {slot: ref.version for slot, ref in current.items() if ref}
+    current = {(name, key): store.recorded(name, key) for name in specs for key in keys[name]}
+    versions = {slot: manifest.data_version for slot, manifest in current.items() if manifest}
     nodes: list[Node] = []
     due: set[tuple[str, str | None]] = set()
     for name in _blocks_in_order(specs):
@@ -129,8 +129,8 @@ def plan(
             reason = _reason(specs, keys, settings, name, key, current, versions, due) if slot in chosen else ""
             if reason:
                 due.add(slot)
-            ref = current[slot]
-            nodes.append(Node(name, key, reason, ref.manifest.seconds if ref else 0.0))
+            manifest = current[slot]
+            nodes.append(Node(name, key, reason, manifest.seconds if manifest else 0.0))
     return nodes
 
 
@@ -159,13 +159,13 @@ def _reason(
     settings: ProfileResource,
     name: str,
     key: str | None,
-    current: dict[tuple[str, str | None], Any],
+    current: dict[tuple[str, str | None], Manifest | None],
     versions: dict[tuple[str, str | None], str],
     due: set[tuple[str, str | None]],
 ) -> str:
     parents = list(_parents(specs, keys, name, key))
-    ref = current[name, key]
-    if ref is None:
+    manifest = current[name, key]
+    if manifest is None:
         return "not made yet"
     upstream = [slot for slot in parents if slot in due]
     if upstream:
@@ -176,7 +176,6 @@ def _reason(
     metadata = specs[name].metadata
     inputs |= named_teacher_versions(settings, metadata[ASKS_KEY].value)
     config = config_of(settings.profile, metadata[CONFIG_KEY].value)
-    manifest = ref.manifest
     if manifest.fingerprint == fingerprint_of(str(metadata[CODE_KEY]), config, inputs):
         refused = [c["check"] for c in manifest.metrics.get("checks", ()) if c["blocking"] and not c["passed"]]
         return f"its check {refused[0]} failed" if refused else ""

@@ -159,19 +159,34 @@ class ArtifactStore:
 
     def current(self, asset: str, partition: str | None = None) -> ArtifactRef | None:
         """The present version, or None where the asset has not been made (or its files are gone)."""
+        folder = self._pointed(asset, partition)
+        if folder is None:
+            return None
+        ref = _present(folder)
+        if ref is None and self.remote is not None:
+            self._pull_version(asset, partition, folder)
+            ref = _present(folder)
+        return ref
+
+    def recorded(self, asset: str, partition: str | None = None) -> Manifest | None:
+        """The manifest of ``current``; what lies in the object store only is not downloaded."""
+        folder = self._pointed(asset, partition)
+        if folder is None:
+            return None
+        if (ref := _present(folder)) or self.remote is None:
+            return ref.manifest if ref else None
+        data = self.remote.read(self._key(asset, partition, folder.name, MANIFEST))
+        return Manifest.from_json(json.loads(data)) if data is not None else None
+
+    def _pointed(self, asset: str, partition: str | None) -> Path | None:
+        """The folder of the present version, whether or not it is there."""
         slot = self._slot(asset, partition)
         pointer = slot / CURRENT
         if self.remote is not None:
             self._pull_pointer(asset, partition, pointer)
         if not pointer.is_file():
             return None
-        version = json.loads(pointer.read_text())["data_version"]
-        folder = slot / f"v-{version[:12]}"
-        ref = _present(folder)
-        if ref is None and self.remote is not None:
-            self._pull_version(asset, partition, folder)
-            ref = _present(folder)
-        return ref
+        return slot / f"v-{json.loads(pointer.read_text())['data_version'][:12]}"
 
     def get(self, asset: str, partition: str | None = None) -> ArtifactRef:
         """The present version; raises CogumiError naming the command that makes it."""

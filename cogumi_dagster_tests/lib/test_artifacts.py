@@ -236,6 +236,17 @@ def test_a_remote_fills_an_empty_cache_and_is_verified(tmp_path: Path) -> None:
     assert remote.downloads == 1, "the second read is from the cache"
 
 
+def test_a_plan_downloads_no_artifact(tmp_path: Path) -> None:
+    remote = DictRemote()
+    one, two = ArtifactStore(tmp_path / "one", remote=remote), ArtifactStore(tmp_path / "two", remote=remote)
+    ref = make(one)
+    assert two.recorded("model") == ref.manifest and one.recorded("model") == ref.manifest
+    assert remote.downloads == 0 and not list((tmp_path / "two").glob("*/*/v-*"))
+    assert two.recorded("other") is None
+    (ref.path / "deep" / "weights.bin").unlink()
+    assert ArtifactStore(tmp_path / "one").recorded("model") is None, "without a remote the files must be there"
+
+
 def test_a_damaged_remote_copy_is_refused(tmp_path: Path) -> None:
     remote = DictRemote()
     make(ArtifactStore(tmp_path / "one", remote=remote))
