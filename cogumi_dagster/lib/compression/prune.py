@@ -61,6 +61,17 @@ def prune_model(model: Any, calibration: Calibration | None, method: str, target
     elif classes:
         assert calibration is not None
         run_oneshot(model, _recipe(method, classes, targets.pattern), calibration)
+        _release(model)
+
+
+def _release(model: Any) -> None:
+    """Take off what llm-compressor leaves on a model: a wrapper around each module's forward, and one around saving."""
+    from compressed_tensors.offload import remove_dispatch
+
+    remove_dispatch(model)
+    for module in model.modules():
+        vars(module).pop("forward", None)  # the class's own again
+    vars(model).pop("save_pretrained", None)
 
 
 def _recipe(method: str, classes: Mapping[tuple[str, ...], float], pattern: tuple[int, int]) -> list[Any]:

@@ -55,6 +55,19 @@ def test_a_later_step_keeps_every_zero_of_an_earlier_one(student: Path, pairs: l
     assert zero_share(both["feed_forward"]) == pytest.approx(0.6, abs=0.02)
 
 
+def test_nothing_of_the_pruner_stays_on_the_model(
+    student: Path, pairs: list[Pair], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = pruned(student, pairs, "wanda", targets(0.3, 0.6))
+    capfd.readouterr()
+    assert not any(hasattr(module, "_original_forward_func") for module in model.modules())
+    assert not any("forward" in vars(module) for module in model.modules())
+    model.save_pretrained(tmp_path / "out")
+    assert "Dispatching" not in capfd.readouterr().err
+    again, _ = load_sound(student)
+    assert type(next(again.modules())._parameters) is type(next(model.modules())._parameters)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_pattern_holds_in_every_group_and_grows(student: Path, pairs: list[Pair], method: str) -> None:
     steps = [targets(0.25, 0.25, pattern=(1, 4)), targets(0.5, 0.5, pattern=(2, 4))]
