@@ -1,9 +1,12 @@
 """Serving: how fast each type of weights reads prompts and decodes, and what adapters cost.
 
     python bench/serving.py types FILE.gguf ... [--slots 8]
+    python bench/serving.py turns FILE.gguf
     python bench/serving.py adapters BASE.gguf NAME=ADAPTER.gguf ... [--requests 1000] [--slots 8]
 
 ``types``: the same 24 prompts with up to 60 tokens of answer each, and with one, in all slots.
+
+``turns``: a conversation of six turns, the wait for each answer's first token, with and without the slot's cache.
 
 ``adapters``: hot swap, and whether one request's adapter ever touches another's answer. ``load``: opening the base with
 all adapters less opening it alone, an adapter. ``switch``: the time of a one-token request after one with another
@@ -116,13 +119,33 @@ def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequenc
     )
 
 
+def turns(base: Path, count: int = 6) -> None:
+    words = Path(__file__).with_name("training.py").read_text().split()
+    found = {}
+    for reuse in (False, True):
+        engine = LlamaEngine(base, slots=4, context=2048, reuse_prompts=reuse)
+        draw, conversation, waits = random.Random(1), Chat(), []
+        for _ in range(count):
+            conversation.append({"role": "user", "content": " ".join(draw.choices(words, k=40))})
+            started = time.perf_counter()
+            stream = engine.stream(conversation, max_tokens=40)
+            first = next(stream)
+            waits.append(time.perf_counter() - started)
+            conversation.append({"role": "assistant", "content": first.text + "".join(chunk.text for chunk in stream)})
+        engine.close()
+        found[reuse] = waits
+    print("| turn | first token, everything read again | from the slot's cache |\n|---|---|---|")
+    for turn, (cold, warm) in enumerate(zip(found[False], found[True], strict=True), 1):
+        print(f"| {turn} | {cold:.2f} s | {warm:.2f} s |")
+
+
 def types(files: Sequence[Path], slots: int) -> None:
     words = Path(__file__).with_name("training.py").read_text().split()
     draw = random.Random(1)
     chats: list[Chat] = [[{"role": "user", "content": " ".join(draw.choices(words, k=60))}] for _ in range(24)]
     print("| file | prompt, tokens/s | answers, tokens/s |\n|---|---|---|")
     for path in files:
-        engine = LlamaEngine(path, slots=slots, context=1024)
+        engine = LlamaEngine(path, slots=slots, context=1024, reuse_prompts=False)
         started = time.perf_counter()
         first = engine.chat_many(chats, max_tokens=1)
         prompt_seconds = time.perf_counter() - started
@@ -137,12 +160,15 @@ def types(files: Sequence[Path], slots: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["types", "adapters"])
+    parser.add_argument("what", choices=["types", "turns", "adapters"])
     parser.add_argument("base", type=Path)
     parser.add_argument("others", nargs="*", help="more files, or NAME=FILE")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--slots", type=int, default=8)
     arguments = parser.parse_args()
+    if arguments.what == "turns":
+        turns(arguments.base)
+        return
     if arguments.what == "types":
         types([arguments.base, *map(Path, arguments.others)], arguments.slots)
         return
@@ -151,9 +177,11 @@ def main() -> None:
     print("| figure | value |\n|---|---|")
     load(arguments.base, adapters)
     chats = prompts(24)
-    engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512)
+    engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512, reuse_prompts=False)
     switch(engine, names, chats[0])
     decode(engine, names, chats)
+    engine.close()
+    engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512)  # as it serves
     interleaved(engine, names, chats, arguments.requests)
     engine.close()
 

@@ -197,7 +197,7 @@ def _shares(export: ExportReport) -> str:
 
 def decode_speed(gguf: Path, streams: int = 4, tokens: int = 32) -> float:
     """Generated tokens a second with ``streams`` requests at once; prompts are short and counted in the time."""
-    engine = LlamaEngine(gguf, slots=streams, context=256)
+    engine = LlamaEngine(gguf, slots=streams, context=256, reuse_prompts=False)
     prompts = [[{"role": "user", "content": f"Count from {i} upwards."}] for i in range(streams)]
     engine.chat_many(prompts[:1], max_tokens=4)  # type: ignore[arg-type]
     started = time.perf_counter()

@@ -26,6 +26,8 @@ class Completion:
     logprobs: tuple[float, ...] = ()
     seconds: float = 0.0
     adapter: str | None = None
+    cached_tokens: int = 0
+    """Of the prompt's, those that were not computed again."""
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """The llama.cpp engine: its own server, in this process, with continuous batching and LoRA per request.
 
 Requests with different adapters must not share a prompt cache (llama.cpp#26207: the cache of one
-adapter silently contaminates another). Here no request reads a cache at all: each sends
-``cache_prompt: false`` and pays its own prompt, which is counted in the latency that is reported.
+adapter silently contaminates another). So slots are handed out here (``slots.py``), and a request
+reads a slot's cache only where the same adapter filled it: a conversation's next turn, or a common
+system prompt, is not computed again.
 """
 
 import os
@@ -17,6 +18,7 @@ from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.inference.base import Chunk, Completion, Message
+from cogumi_dagster.lib.inference.slots import Slots
 from cogumi_dagster.lib.progress import Progress, silent
 
 
@@ -32,8 +34,13 @@ class LlamaEngine:
         context: int = 1024,
         threads: int | None = None,
         gpu_layers: int = 0,
+        reuse_prompts: bool = True,
     ) -> None:
-        """``context`` is in tokens, per slot. Raises CogumiError if a file is missing or not loadable."""
+        """``context`` is in tokens, per slot; ``reuse_prompts``: what a slot has cached of a prompt is not read again.
+
+        Raises:
+            CogumiError: a file is missing or not loadable.
+        """
         import xllamacpp
 
         paths = dict(adapters or {})
@@ -65,21 +72,22 @@ class LlamaEngine:
             raise CogumiError(
                 f"llama.cpp could not load {gguf}: {error}", "cogumi verify finds damaged files"
             ) from error
+        self._places, self._reuse = Slots(slots), reuse_prompts
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
         # an engine that never answered hangs in its destructor where another failed to load before (xllamacpp)
         self.complete("a", max_tokens=1)
 
     def chat(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Completion:
         request = self._request(adapter, options) | {"messages": list(messages)}
-        return self._ask(lambda call: self._server.handle_chat_completions(request, call), _chat_piece, adapter)
+        return self._run(request, _Collector(_chat_piece, adapter))
 
     def complete(self, prompt: str, *, adapter: str | None = None, **options: Any) -> Completion:
         request = self._request(adapter, options) | {"prompt": prompt}
-        return self._ask(lambda call: self._server.handle_completions(request, call), _text_piece, adapter)
+        return self._run(request, _Collector(_text_piece, adapter))
 
     def stream(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Iterator[Chunk]:
         request = self._request(adapter, options) | {"messages": list(messages)}
-        return self._stream(lambda call: self._server.handle_chat_completions(request, call), _chat_piece, adapter)
+        return self._stream(request, adapter)
 
     def chat_many(
         self,
@@ -126,7 +134,6 @@ class LlamaEngine:
             "top_k": 0,
             "min_p": 0.0,
             "seed": options.get("seed", 0),
-            "cache_prompt": False,
             "stream": True,
             "lora": [{"id": i, "scale": float(name == adapter)} for i, name in enumerate(self.adapters)],
         }
@@ -136,18 +143,23 @@ class LlamaEngine:
             request |= {"logprobs": True, "top_logprobs": 1, "n_probs": 1}
         return request
 
-    def _ask(self, run: Callable[[Any], Any], piece: "Piece", adapter: str | None) -> Completion:
-        collector = _Collector(piece, adapter)
-        result = run(collector.receive)
-        return collector.completion(result)
+    def _run(self, request: dict[str, Any], collector: "_Collector") -> Completion:
+        """Ask in a slot of the request's own, and wait for the whole answer."""
+        chat = "messages" in request
+        handle = self._server.handle_chat_completions if chat else self._server.handle_completions
+        with self._places.take(
+            collector.adapter, _as_text(request["messages"]) if chat else request["prompt"]
+        ) as place:
+            placed = request | {"id_slot": place.slot, "cache_prompt": place.reuse and self._reuse}
+            return collector.completion(handle(placed, collector.receive))
 
-    def _stream(self, run: Callable[[Any], Any], piece: "Piece", adapter: str | None) -> Iterator[Chunk]:
+    def _stream(self, request: dict[str, Any], adapter: str | None) -> Iterator[Chunk]:
         pieces: queue.Queue[str | Completion | BaseException] = queue.Queue()
-        collector = _Collector(piece, adapter, pieces.put)
+        collector = _Collector(_chat_piece, adapter, pieces.put)
 
         def work() -> None:
             try:
-                pieces.put(collector.completion(run(collector.receive)))
+                pieces.put(self._run(request, collector))
             except BaseException as error:
                 pieces.put(error)
 
@@ -185,6 +197,11 @@ def free_cores(seconds: float = 0.3) -> int:
     return max(1, round((os.cpu_count() or 1) - others))
 
 
+def _as_text(messages: Sequence[Message]) -> str:
+    """Enough of a conversation to compare its beginning with another's."""
+    return "\n".join(f"{message['role']}: {message['content']}" for message in messages)
+
+
 Piece = Callable[[dict[str, Any]], str]
 
 
@@ -204,7 +221,7 @@ class _Collector:
         self.text: list[str] = []
         self.logprobs: list[float] = []
         self.finish = "stop"
-        self.prompt_tokens = self.tokens = 0
+        self.prompt_tokens = self.tokens = self.cached = 0
         self.error = ""
         self.cancelled = False
         self.started = time.perf_counter()
@@ -226,7 +243,8 @@ class _Collector:
                 self.finish = choice.get("finish_reason") or self.finish
             timings = item.get("timings")
             if timings:
-                self.prompt_tokens = timings["prompt_n"] + timings.get("cache_n", 0)
+                self.cached = timings.get("cache_n", 0)
+                self.prompt_tokens = timings["prompt_n"] + self.cached
                 self.tokens = timings["predicted_n"]
         return self.cancelled
 
@@ -246,4 +264,5 @@ class _Collector:
             logprobs=tuple(self.logprobs),
             seconds=time.perf_counter() - self.started,
             adapter=self.adapter,
+            cached_tokens=self.cached,
         )

@@ -75,6 +75,21 @@ def test_concurrent_adapters_do_not_contaminate_each_other(
         assert answer.logprobs[:1] == pytest.approx(separate[job][:1], abs=1e-2)
 
 
+def test_a_conversation_goes_on_from_its_cache_and_says_the_same(f16_gguf: Path, adapters: dict[str, Path]) -> None:
+    engine = LlamaEngine(f16_gguf, adapters, slots=1, context=256)
+    first = ask("Tell me of the river and the green window " * 4)
+    for adapter in ("one", None):
+        turn = [*first, {"role": "assistant", "content": engine.chat(first, adapter=adapter, max_tokens=8).text}]
+        turn.append({"role": "user", "content": "And then?"})
+        continued = engine.chat(turn, adapter=adapter, max_tokens=8, logprobs=True)
+        assert 0 < continued.cached_tokens < continued.prompt_tokens
+        assert engine.chat(turn, adapter="two", max_tokens=1).cached_tokens == 0, "another adapter's cache is not read"
+        cold = engine.chat(turn, adapter=adapter, max_tokens=8, logprobs=True)
+        assert (cold.cached_tokens, cold.prompt_tokens) == (0, continued.prompt_tokens)
+        assert cold.logprobs == pytest.approx(continued.logprobs, abs=1e-2), "but for rounding"
+    engine.close()
+
+
 def test_the_counts_are_those_of_the_tokenizer(engine: LlamaEngine, student: Path) -> None:
     _, tokenizer = load_checkpoint(student)
     answer = engine.chat(ask(PROMPTS[0]), max_tokens=5, logprobs=True)
