@@ -33,8 +33,10 @@ Chat = list[Message]
 
 
 def prompts(count: int) -> list[Chat]:
+    """Short ones, on which adapters differ."""
     names = [name for domain in ("reasoning", "math", "automation") for name in families_of(domain)]
-    return [[{"role": "user", "content": task.prompt}] for task in draw_tasks(names, count, 0)]
+    drawn = sorted((task.prompt for task in draw_tasks(names, 8 * count, 0)), key=len)
+    return [[{"role": "user", "content": prompt}] for prompt in drawn[:count]]
 
 
 def seconds(call: Callable[[], object]) -> float:
@@ -43,7 +45,7 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def load(base: Path, adapters: dict[str, Path], rounds: int = 3) -> None:
+def load(base: Path, adapters: dict[str, Path], rounds: int = 9) -> None:
     def opened(with_adapters: dict[str, Path]) -> None:
         LlamaEngine(base, with_adapters, slots=1, context=256, threads=1).close()
 
@@ -53,12 +55,14 @@ def load(base: Path, adapters: dict[str, Path], rounds: int = 3) -> None:
         alone.append(seconds(lambda: opened({})))
         together.append(seconds(lambda: opened(adapters)))
     each = (min(together) - min(alone)) / len(adapters)
-    print(f"| load, an adapter (aim: < 30 ms) | {1000 * each:.1f} ms; the base {1000 * min(alone):.0f} ms |")
+    print(
+        f"| load, an adapter (aim: < 30 ms) | {1000 * each:.1f} ms; the base {1000 * min(alone):.0f} ms |", flush=True
+    )
 
 
-def switch(engine: LlamaEngine, names: Sequence[str | None], chat: Chat, rounds: int = 60) -> None:
+def switch(engine: LlamaEngine, names: Sequence[str | None], rounds: int = 200) -> None:
     def one(adapter: str | None) -> float:
-        return seconds(lambda: engine.chat(chat, adapter=adapter, max_tokens=1))
+        return seconds(lambda: engine.complete("The", adapter=adapter, max_tokens=1))
 
     same, changed = [], []
     draw = random.Random(0)
@@ -70,16 +74,21 @@ def switch(engine: LlamaEngine, names: Sequence[str | None], chat: Chat, rounds:
         changed.append(one(last))
         one(last)
     cost = statistics.median(changed) - statistics.median(same)
-    print(f"| switch (aim: < 1 ms) | {1000 * cost:+.2f} ms on {1000 * statistics.median(same):.0f} ms |")
+    print(f"| switch (aim: < 1 ms) | {1000 * cost:+.2f} ms on {1000 * statistics.median(same):.1f} ms |", flush=True)
 
 
-def decode(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], rounds: int = 3) -> None:
+def decode(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], rounds: int = 5) -> None:
+    """Tokens a second while all streams decode: after the last one's first token, before the first one's last."""
+
+    def arrivals(chat: Chat, adapter: str | None) -> list[float]:
+        return [time.perf_counter() for chunk in engine.stream(chat, adapter=adapter, max_tokens=64) if chunk.text]
+
     def speed(adapter: str | None, at_once: Sequence[Chat]) -> float:
-        first = seconds(lambda: engine.chat_many(at_once, adapter=adapter, max_tokens=1))
-        started = time.perf_counter()
-        answers = engine.chat_many(at_once, adapter=adapter, max_tokens=64)
-        rest = time.perf_counter() - started - first
-        return sum(answer.completion_tokens - 1 for answer in answers) / rest
+        with ThreadPoolExecutor(len(at_once)) as pool:
+            streams = list(pool.map(lambda chat: arrivals(chat, adapter), at_once))
+        begin, end = max(times[0] for times in streams), min(times[-1] for times in streams)
+        inside = sum(begin < moment <= end for times in streams for moment in times)
+        return inside / (end - begin) if end > begin else float("nan")
 
     for label, at_once in (("one stream", chats[:1]), (f"{engine.slots} streams", chats[: engine.slots])):
         found: dict[str | None, list[float]] = {name: [] for name in names}
@@ -87,8 +96,9 @@ def decode(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Cha
             for name in names:
                 found[name].append(speed(name, at_once))
         base = statistics.median(found[None])
-        shares = ", ".join(f"{name} {statistics.median(found[name]) / base:.2f}" for name in names if name)
-        print(f"| decode, {label} (aim: >= 0.85 of the base) | base {base:.0f} tokens/s; {shares} |")
+        pairs = {n: [a / b for a, b in zip(found[n], found[None], strict=True)] for n in names if n}
+        shares = ", ".join(f"{name} {statistics.median(ratios):.2f}" for name, ratios in pairs.items())
+        print(f"| decode, {label} (aim: >= 0.85 of the base) | base {base:.0f} tokens/s; {shares} |", flush=True)
 
 
 def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], requests: int) -> None:
@@ -176,13 +186,13 @@ def main() -> None:
     names: list[str | None] = [None, *adapters]
     print("| figure | value |\n|---|---|")
     load(arguments.base, adapters)
-    chats = prompts(24)
+    chats = [[{"role": "user", "content": f"Count from {n} upwards, number by number."}] for n in range(12)]
     engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512, reuse_prompts=False)
-    switch(engine, names, chats[0])
+    switch(engine, names)
     decode(engine, names, chats)
     engine.close()
     engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512)  # as it serves
-    interleaved(engine, names, chats, arguments.requests)
+    interleaved(engine, names, prompts(12), arguments.requests)
     engine.close()
 
 
