@@ -24,6 +24,7 @@ class InferenceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             slots=profile.serving.slots,
             context=profile.serving.context,
             threads=profile.compute.threads,
+            max_answer_tokens=profile.serving.max_answer_tokens,
             gpu_layers=0 if profile.compute.device == "cpu" else 999,
         )
         try:

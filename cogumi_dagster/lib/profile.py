@@ -303,8 +303,11 @@ class RoutingConfig(Section):
 class ServingConfig(Section):
     host: str = "127.0.0.1"
     port: int = 8600
-    slots: Count = 4
+    slots: Count = 8
     context: Count = 1024
+    max_answer_tokens: Count | None = Field(
+        None, description="caps every answer of an evaluation; none: the task's own"
+    )
     max_body_bytes: Count = 1_000_000
     queue: Count = 64
     demo_max_tokens: Count = 160

@@ -60,7 +60,7 @@ def serving_bundle(step: Step) -> BundleReport:
 @artifact(
     group="deployment",
     kinds={"gguf"},
-    config=("routing.examples", "humaneval_problems"),
+    config=("routing.examples", "humaneval_problems", "serving.max_answer_tokens"),
     deps=[serving_bundle],
     claims=checks.SYSTEM_EVALUATION,
     pool="gpu",

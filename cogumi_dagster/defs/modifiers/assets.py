@@ -27,7 +27,7 @@ ROWS = "rows.jsonl"
 @artifact(
     group="modifiers",
     kinds={"gguf", "jsonl"},
-    config=("modifiers.training_tasks", "modifiers.min_failures"),
+    config=("modifiers.training_tasks", "modifiers.min_failures", "serving.max_answer_tokens"),
     deps=[gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.DOMAIN_FAILURES,
@@ -180,12 +180,15 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
 @artifact(
     group="modifiers",
     kinds={"gguf"},
-    config=("modifiers.held_out_tasks", "modifiers.noise_seeds", "modifiers.cross_domain_tasks"),
+    config=(
+        "modifiers.held_out_tasks", "modifiers.noise_seeds", "modifiers.cross_domain_tasks",
+        "serving.max_answer_tokens",
+    ),
     deps=[packaged_modifier, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
     pool="gpu",
-)
+)  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:
     """Base against base + modifier on held-out tasks, served: what was repaired, what was kept, and the double
     gate."""

@@ -23,7 +23,7 @@ ESCALATION = "escalation.npz"
 @artifact(
     group="routing",
     kinds={"gguf", "jsonl"},
-    config=("routing.examples",),
+    config=("routing.examples", "serving.max_answer_tokens"),
     deps=[gguf_model, dg.AssetDep(packaged_modifier, partition_mapping=dg.AllPartitionMapping())],
     claims=checks.ROUTING_EXAMPLES,
     pool="gpu",

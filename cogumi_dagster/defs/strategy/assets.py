@@ -47,7 +47,7 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     kinds={"gguf", "jsonl"},
     config=(
         "strategy.teacher", "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every",
-        "teaching.max_tokens",
+        "teaching.max_tokens", "serving.max_answer_tokens",
     ),
     asks=("strategy.teacher",),
     deps=[gguf_model],
@@ -139,7 +139,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     kinds={"gguf"},
     config=(
         "strategy.teacher", "strategy.test_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
-        "teaching.max_tokens",
+        "teaching.max_tokens", "serving.max_answer_tokens",
     ),
     asks=("strategy.teacher",),
     deps=[learned_strategy, strategy_adapter, gguf_model],

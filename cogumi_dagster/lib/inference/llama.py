@@ -35,8 +35,10 @@ class LlamaEngine:
         threads: int | None = None,
         gpu_layers: int = 0,
         reuse_prompts: bool = True,
+        max_answer_tokens: int | None = None,
     ) -> None:
-        """``context`` is in tokens, per slot; ``reuse_prompts``: what a slot has cached of a prompt is not read again.
+        """``context`` is in tokens, per slot; ``reuse_prompts``: what a slot has cached of a prompt is not read again;
+        ``max_answer_tokens`` caps every answer.
 
         Raises:
             CogumiError: a file is missing or not loadable.
@@ -73,6 +75,7 @@ class LlamaEngine:
                 f"llama.cpp could not load {gguf}: {error}", "cogumi verify finds damaged files"
             ) from error
         self._places, self._reuse = Slots(slots), reuse_prompts
+        self._most = max_answer_tokens or context
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
         # an engine that never answered hangs in its destructor where another failed to load before (xllamacpp)
         self.complete("a", max_tokens=1)
@@ -128,7 +131,7 @@ class LlamaEngine:
         if adapter is not None and adapter not in self.adapters:
             raise CogumiError(f"no adapter {adapter!r} is loaded", nearest(adapter, self.adapters))
         request = {
-            "max_tokens": options.get("max_tokens", 256),
+            "max_tokens": min(options.get("max_tokens", 256), self._most),
             "temperature": options.get("temperature", 0.0),
             "top_p": options.get("top_p", 1.0),
             "top_k": 0,

@@ -110,6 +110,13 @@ def test_the_log_probability_is_that_of_transformers(engine: LlamaEngine, studen
     )
 
 
+def test_answers_are_capped_where_the_profile_says_so(f16_gguf: Path) -> None:
+    engine = LlamaEngine(f16_gguf, slots=1, context=256, max_answer_tokens=3)
+    assert engine.chat(ask(PROMPTS[0]), max_tokens=20).completion_tokens <= 3
+    assert engine.chat(ask(PROMPTS[0]), max_tokens=2).completion_tokens <= 2
+    engine.close()
+
+
 def test_a_stream_is_the_answer_in_pieces(engine: LlamaEngine) -> None:
     whole = engine.chat(ask(PROMPTS[1]), adapter="one", max_tokens=8, logprobs=True)
     *pieces, last = engine.stream(ask(PROMPTS[1]), adapter="one", max_tokens=8, logprobs=True)
