@@ -12,8 +12,8 @@
 all adapters less opening it alone, an adapter. ``switch``: the time of a one-token request after one with another
 adapter, less after one with the same. ``decode``: tokens a second with each adapter and without, in turn, alone and
 in all slots. ``interleaved``: requests with adapters in random order, several at once, each answer against the one that
-the same adapter gave to the same prompt alone; an answer that differs is looked for among the other adapters'
-(contamination) and otherwise counted as a rounding difference of batched decoding.
+the same adapter gave to the same prompt alone; one that differs counts as contamination where its first token's
+log-probability is off by more than rounding and nearer to another adapter's.
 """
 
 import argparse
@@ -24,11 +24,13 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cogumi_dagster.lib.inference import Message
+from cogumi_dagster.lib.inference import Completion, Message
 from cogumi_dagster.lib.inference.llama import LlamaEngine
 from cogumi_dagster.lib.tasks import draw_tasks, families_of
 
 ANSWER_TOKENS = 8
+ROUNDING = 0.1
+"""Nats. What batched decoding moves the log-probability of a first token by."""
 Chat = list[Message]
 
 
@@ -102,30 +104,31 @@ def decode(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Cha
 
 
 def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], requests: int) -> None:
-    alone = {
-        (name, place): engine.chat(chat, adapter=name, max_tokens=ANSWER_TOKENS).text
-        for name in names
-        for place, chat in enumerate(chats)
-    }
-    told_apart = sum(len({alone[name, place] for name in names}) > 1 for place in range(len(chats)))
+    def ask(request: tuple[str | None, int]) -> Completion:
+        name, place = request
+        return engine.chat(chats[place], adapter=name, max_tokens=ANSWER_TOKENS, logprobs=True)
+
+    alone = {(name, place): ask((name, place)) for name in names for place in range(len(chats))}
+    told_apart = sum(len({alone[name, place].text for name in names}) > 1 for place in range(len(chats)))
     draw = random.Random(1)
     asked = [(draw.choice(list(names)), draw.randrange(len(chats))) for _ in range(requests)]
-
-    def ask(request: tuple[str | None, int]) -> str:
-        return engine.chat(chats[request[1]], adapter=request[0], max_tokens=ANSWER_TOKENS).text
-
     with ThreadPoolExecutor(engine.slots) as pool:
         answers = list(pool.map(ask, asked))
     others = rounding = 0
-    for (name, place), text in zip(asked, answers, strict=True):
-        if text != alone[name, place]:
-            foreign = {alone[other, place] for other in names if other != name}
-            others += text in foreign
-            rounding += text not in foreign
+    furthest = 0.0
+    for (name, place), answer in zip(asked, answers, strict=True):
+        first = answer.logprobs[0]
+        away = {other: abs(first - alone[other, place].logprobs[0]) for other in names}
+        furthest = max(furthest, away[name])
+        if answer.text != alone[name, place].text:
+            foreign = away[name] > ROUNDING and min(away.values()) < away[name]
+            others += foreign
+            rounding += not foreign
     print(
         f"| {requests:,} interleaved requests, {len(names)} adapters (the base one), {engine.slots} at once | "
-        f"{others} with another adapter's answer, {rounding} that differ otherwise, "
-        f"{requests - others - rounding:,} equal; {told_apart} of {len(chats)} prompts tell adapters apart |"
+        f"{others} under another adapter, {rounding} that differ by rounding, "
+        f"{requests - others - rounding:,} equal; first log-probabilities at most {furthest:.3f} from those alone; "
+        f"{told_apart} of {len(chats)} prompts tell adapters apart |"
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 CONTINUES = 0.5
-"""A request goes to the slot whose last prompt is at least this share of its own; another would lose that cache."""
+"""A request goes to the slot of whose last prompt it begins with at least this share; others leave that cache alone."""
 
 
 def _common(first: str, second: str) -> int:
@@ -56,13 +56,11 @@ class Slots:
                 self._changed.notify()
 
     def _best(self, adapter: str | None, prompt: str) -> int:
-        """The slot that has most of the prompt already, if that is much of it, else the one that has rested longest."""
-        common = {
-            slot: _common(held.prompt, prompt)
-            for slot, held in self._free.items()
-            if held is not None and held.adapter == adapter
-        }
-        best = max(common, key=lambda slot: common[slot], default=None)
-        if best is not None and common[best] >= CONTINUES * len(prompt):
-            return best
-        return next(iter(self._free))
+        """The slot whose last conversation goes on, else the one that has rested longest."""
+        continued = {}
+        for slot, held in self._free.items():
+            if held is not None and held.adapter == adapter:
+                common = _common(held.prompt, prompt)
+                if common >= CONTINUES * len(held.prompt):
+                    continued[slot] = common
+        return max(continued, key=lambda slot: continued[slot], default=next(iter(self._free)))

@@ -22,7 +22,7 @@ def test_a_conversation_returns_to_its_slot_and_others_leave_it_alone() -> None:
     with slots.take(None, "user: quite another thing") as other:
         pass
     assert other.slot != first.slot
-    with slots.take(None, "user: a long first turn\nassistant: yes") as second:
+    with slots.take(None, "user: a long first turn\nassistant: yes\nuser: a far longer second turn") as second:
         assert second == type(second)(first.slot, True)
     with slots.take("code", "user: a long first turn") as third:
         assert third.slot not in (first.slot, other.slot) and not third.reuse
