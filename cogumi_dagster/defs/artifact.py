@@ -99,8 +99,9 @@ def artifact(
     retry_policy: dg.RetryPolicy | None = None,
     code_version: str = "1",
 ) -> Callable[[Callable[[Step], Any]], dg.AssetsDefinition]:
-    """Declare an asset. ``config`` names the profile's sections that the artifact depends on, ``asks`` the fields
-    that name teachers whose prompt, model and temperature it depends on besides."""
+    """Declare an asset. ``config`` names the profile's sections that the artifact depends on, ``asks`` those
+    fields that name teachers: it depends on them, and on the teachers' prompt, model and temperature."""
+    config = (*config, *asks)
 
     def decorate(body: Callable[[Step], Any]) -> dg.AssetsDefinition:
         name = body.__name__

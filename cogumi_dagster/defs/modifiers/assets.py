@@ -71,7 +71,7 @@ def failure_patterns(step: Step) -> PatternsReport:
 @artifact(
     group="modifiers",
     kinds={"llm", "jsonl"},
-    config=("modifiers.tier1_samples", "modifiers.cascade", "teaching.max_tokens"),
+    config=("modifiers.tier1_samples", "teaching.max_tokens"),
     asks=("modifiers.cascade",),
     deps=[domain_failures, failure_patterns],
     partitions_def=modifier_partitions,

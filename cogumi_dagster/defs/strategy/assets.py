@@ -46,7 +46,7 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     group="strategy",
     kinds={"gguf", "jsonl"},
     config=(
-        "strategy.teacher", "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every",
+        "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every",
         "teaching.max_tokens", "serving.max_answer_tokens",
     ),
     asks=("strategy.teacher",),
@@ -84,12 +84,12 @@ def strategy_journal(step: Step) -> JournalReport:
 @artifact(
     group="strategy",
     kinds={"python", "jsonl"},
-    config=("strategy.traces", "strategy.teacher", "teaching.max_tokens"),
+    config=("strategy.traces", "teaching.max_tokens"),
     asks=("strategy.teacher",),
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
-    code_version="2",
+    code_version="3",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def learned_strategy(step: Step) -> StrategyReport:
@@ -103,6 +103,7 @@ def learned_strategy(step: Step) -> StrategyReport:
             traces=step.profile.strategy.traces,
             teacher=teacher,
             seed=step.profile.seed,
+            progress=step.progress,
         )
 
 
@@ -138,7 +139,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     group="strategy",
     kinds={"gguf"},
     config=(
-        "strategy.teacher", "strategy.test_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
+        "strategy.test_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
         "teaching.max_tokens", "serving.max_answer_tokens",
     ),
     asks=("strategy.teacher",),

@@ -5,7 +5,7 @@ from cogumi_dagster.defs.claims import Claim, ratio
 STRATEGY_JOURNAL = (Claim("strategies_tried", "strategies", "strategies that were tried on problems", at_least=2),)
 LEARNED_STRATEGY = (
     Claim("verified_share", lambda m: m["traces"] / (m["traces"] + m["rejected"]), "share of the teacher's traces that their verifier accepts", at_least=0.8),
-    Claim("classes_balanced", lambda m: m["imbalance"] or 0.0, "largest difference between the shares of a family's classes", at_most=0.05),
+    Claim("classes_balanced", "imbalance", "largest difference between the shares of a family's classes; of open answers, repeats of the commonest", at_most=0.05),
 )  # fmt: skip
 STRATEGY_ADAPTER = (
     Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),

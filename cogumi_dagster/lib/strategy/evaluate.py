@@ -107,8 +107,7 @@ def evaluate_strategy(
         taught["teacher (solver, exact)"] = [_solved(task) for task in tasks]
     else:  # first: what fails here fails before the student's hours, and what was answered is kept
         for name, text in ((f"teacher ({teacher.name})", ""), ("teacher, strategy in the prompt", strategy)):
-            taught[name] = teacher.attempt(tasks, text)
-            part(len(tasks))(len(tasks), len(tasks), name)
+            taught[name] = teacher.attempt(tasks, text, part(len(tasks)))
     untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
     told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
     started = time.perf_counter()

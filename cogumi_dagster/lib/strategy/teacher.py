@@ -13,6 +13,7 @@ from typing import Protocol
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, prompt_of
 from cogumi_dagster.lib.inference import Completion, Engine
+from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -49,7 +50,7 @@ class StrategyTeacher(Protocol):
     @property
     def stand_in(self) -> bool: ...
 
-    def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
+    def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
         """Answers, judged, with the strategy (or none) before each problem."""
         ...
 
@@ -71,8 +72,8 @@ class SolverTeacher:
     name: str = "solver"
     stand_in: bool = True
 
-    def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
-        return answer_tasks(self.engine, tasks, before=strategy)
+    def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
+        return answer_tasks(self.engine, tasks, before=strategy, progress=progress)
 
     def reflect(self, answers: Sequence[Answered]) -> str:
         closed = [answer for answer in answers if classes_of(answer.task)]
@@ -105,9 +106,9 @@ class CatalogueTeacher:
     def stand_in(self) -> bool:
         return self.teacher.stand_in
 
-    def attempt(self, tasks: Sequence[Task], strategy: str) -> list[Answered]:
+    def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
         prompts = [prompt_of(task, strategy) for task in tasks]
-        texts = self._ask(prompts, [task.id for task in tasks], tasks[0].domain)
+        texts = self._ask(prompts, [task.id for task in tasks], tasks[0].domain, progress)
         return [
             Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
             for task, text in zip(tasks, texts, strict=True)
@@ -135,7 +136,7 @@ class CatalogueTeacher:
         text = text.strip()
         return text if text and len(text) <= LONGEST_STRATEGY and text not in strategies else None
 
-    def _ask(self, prompts: Sequence[str], names: Sequence[str], domain: str) -> list[str]:
+    def _ask(self, prompts: Sequence[str], names: Sequence[str], domain: str, progress: Progress = silent) -> list[str]:
         """Texts; an answer that failed for good (truncated, refused) is empty.
 
         Raises:
@@ -152,7 +153,7 @@ class CatalogueTeacher:
                 f"the strategy's teacher {self.name} cannot be asked: {why}",
                 f"set {self.teacher.api_key_env or 'its key'}, or take another strategy.teacher, such as solver",
             )
-        outcomes = self.asker.ask_many(self.name, requests, max_tokens=self.max_tokens)
+        outcomes = self.asker.ask_many(self.name, requests, max_tokens=self.max_tokens, progress=progress)
         if unpaid := sum(outcome.failure in OVER_BUDGET for outcome in outcomes):
             raise self.asker.over_budget(unpaid, "the strategy's problems")
         if lost := [outcome.failure for outcome in outcomes if outcome.answer is None]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import write_jsonl
+from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
@@ -26,8 +27,8 @@ class StrategyReport:
     """Answers of the teacher that its verifier did not accept."""
     classes: dict[str, int]
     """Traces by family and answer, where a family's answers are closed."""
-    imbalance: float | None
-    """The largest difference between a family's classes, as a share of its traces. None where answers are open."""
+    imbalance: float
+    """Share of traces by which classes differ in number, or that repeat the commonest open answer; the worst family."""
     by_difficulty: dict[str, int]
     teacher: str
     stand_in: bool
@@ -41,6 +42,7 @@ def learn_strategy(
     traces: int,
     teacher: StrategyTeacher | None = None,
     seed: int,
+    progress: Progress = silent,
 ) -> StrategyReport:
     """Write ``STRATEGY_FILE`` and traces.jsonl, on training problems balanced over their classes.
 
@@ -64,7 +66,7 @@ def learn_strategy(
                 )
     else:
         text = kept["strategies"][kept["best"]]["text"]
-        answers = [answer for answer in teacher.attempt(tasks, text) if answer.passed]
+        answers = [answer for answer in teacher.attempt(tasks, text, progress) if answer.passed]
         if not answers:
             raise CogumiError(
                 f"the verifier of {family.name} accepts none of {len(tasks)} traces of {teacher.name}",
@@ -93,10 +95,10 @@ def _classes(tasks: Sequence[Task]) -> Counter[tuple[str, str]]:
     return Counter((task.family, str(task.answer)) for task in tasks if classes_of(task))
 
 
-def _imbalance(tasks: Sequence[Task]) -> float | None:
-    found = _classes(tasks)
-    differences = []
-    for family in {name for name, _ in found}:
-        counts = [count for (name, _), count in found.items() if name == family]
-        differences.append((max(counts) - (min(counts) if len(counts) > 1 else 0)) / sum(counts))
-    return max(differences, default=None)
+def _imbalance(tasks: Sequence[Task]) -> float:
+    def of(family: Sequence[Task]) -> float:
+        counts = Counter(str(task.answer) for task in family)
+        fewest = min((counts[label] for label in classes_of(family[0])), default=1)
+        return (max(counts.values()) - fewest) / len(family)
+
+    return max(of([task for task in tasks if task.family == name]) for name in {task.family for task in tasks})

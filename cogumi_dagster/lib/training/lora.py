@@ -92,19 +92,17 @@ def load_base(checkpoint: Path, *, four_bit: bool, device: str) -> tuple[Any, An
 def unpack_four_bit(model: Any, memory_bytes: int) -> int:
     """Replace a frozen model's NF4 layers by plain ones with the same values, where they fit ``memory_bytes``.
 
-    Returns how many. Else every pass unpacks them: on a CPU that takes longer than the products.
+    Returns how many. Where they do not fit, every pass unpacks them anew.
     """
     import torch
     from bitsandbytes.functional import dequantize_4bit
     from bitsandbytes.nn.modules import Linear4bit
 
-    found = {name: module for name, module in model.named_modules() if isinstance(module, Linear4bit)}
-    names = list(found)
-    sizes = (m.in_features * m.out_features * m.compute_dtype.itemsize for m in found.values())
-    if not fits_unpacked(sum(sizes), memory_bytes):
+    names = [name for name, module in model.named_modules() if isinstance(module, Linear4bit)]
+    layers = (model.get_submodule(name) for name in names)
+    if not fits_unpacked(sum(m.in_features * m.out_features * m.compute_dtype.itemsize for m in layers), memory_bytes):
         return 0
-    found.clear()
-    for name in names:
+    for name in names:  # one at a time: a packed layer is freed as its plain one takes its place
         module = model.get_submodule(name)
         values = dequantize_4bit(module.weight.data, module.weight.quant_state)  # type: ignore[attr-defined]
         values = values.to(module.compute_dtype)
@@ -145,7 +143,7 @@ def train_lora(
     workers = workers or Workers()
     peak = PeakMemory(device)
     model, tokenizer = load_base(checkpoint, four_bit=config.load_in_4bit, device=device)
-    unpacked = device == "cpu" and unpack_four_bit(model, memory_limit()) > 0
+    unpacked = config.load_in_4bit and device == "cpu" and unpack_four_bit(model, memory_limit()) > 0
     encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length)
     held_out = encode_pairs(tokenizer, validation, config.max_length)[0] if validation else []
     torch.manual_seed(seed)

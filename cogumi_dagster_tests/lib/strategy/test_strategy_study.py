@@ -118,6 +118,17 @@ def test_traces_are_verified_and_counted(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "strategy.json").read_text())["text"] == FAMILY.strategies[-1]
 
 
+def test_imbalance_counts_missing_classes_and_repeated_open_answers() -> None:
+    yes, no = (next(t for t in FAMILY.problems(12, 0, "train") if t.answer == label) for label in ("YES", "NO"))
+    assert traces_module._imbalance([yes, yes, no, no]) == 0.0
+    assert traces_module._imbalance([yes, yes, yes, no]) == 0.5
+    assert traces_module._imbalance([yes, yes]) == 1.0
+    sums = strategy_family("chain_sum").problems(4, 0, "train")
+    assert len({task.answer for task in sums}) == 4 and traces_module._imbalance(sums) == 0.0
+    assert traces_module._imbalance([sums[0]] * 3 + sums[:1]) == 0.75
+    assert traces_module._imbalance([yes, no, *sums[:1] * 2]) == 0.5, "the worst of the families"
+
+
 def test_a_trace_that_its_verifier_rejects_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": []}))
     monkeypatch.setattr(traces_module, "verify", lambda task, text: Verdict(False, "no"))
