@@ -60,13 +60,13 @@ def answer_tasks(
     adapter: str | None = None,
     judge: Callable[[Task, str], Verdict] = verify,
     logprobs: bool = False,
-    temperature: float = 0.0,
+    temperature: float | Sequence[float] = 0.0,
     seed: int = 0,
     progress: Progress = silent,
 ) -> list[Answered]:
     """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays.
 
-    ``before`` is put before every prompt (see ``prompt_of``).
+    ``temperature`` is of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``).
     """
     completions = engine.chat_many(
         [conversation(task, before) for task in tasks],

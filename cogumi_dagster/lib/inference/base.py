@@ -98,12 +98,15 @@ class Engine(Protocol):
         *,
         adapter: str | None = None,
         max_tokens: int | Sequence[int] = 256,
-        temperature: float = 0.0,
+        temperature: float | Sequence[float] = 0.0,
         seed: int = 0,
         logprobs: bool = False,
         progress: Progress = silent,
     ) -> list[Completion]:
-        """Answer all, in the given order, as many at once as the engine has slots."""
+        """Answer all, in the given order, as many at once as the engine has slots.
+
+        Equal conversations, as samples of one prompt are, run one after another, so that it is read once.
+        """
         ...
 
     def close(self) -> None: ...

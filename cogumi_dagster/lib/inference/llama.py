@@ -98,23 +98,40 @@ class LlamaEngine:
         *,
         adapter: str | None = None,
         max_tokens: int | Sequence[int] = 256,
-        temperature: float = 0.0,
+        temperature: float | Sequence[float] = 0.0,
         seed: int = 0,
         logprobs: bool = False,
         progress: Progress = silent,
     ) -> list[Completion]:
-        limits = [max_tokens] * len(conversations) if isinstance(max_tokens, int) else list(max_tokens)
-        options: dict[str, Any] = {"adapter": adapter, "temperature": temperature, "logprobs": logprobs}
-        futures = {
-            self._pool.submit(self.chat, messages, max_tokens=limit, seed=seed + index, **options): index
-            for index, (messages, limit) in enumerate(zip(conversations, limits, strict=True))
-        }
+        limits = [max_tokens] * len(conversations) if isinstance(max_tokens, int) else max_tokens
+        heats = [temperature] * len(conversations) if isinstance(temperature, int | float) else temperature
+        alike: dict[str, list[int]] = {}
+        for index, (messages, _, _) in enumerate(zip(conversations, limits, heats, strict=True)):
+            alike.setdefault(_as_text(messages), []).append(index)
         answers: dict[int, Completion] = {}
+        stopped = threading.Event()
+
+        def answer(indices: Sequence[int]) -> None:
+            for index in indices:
+                if stopped.is_set():
+                    return
+                answers[index] = self.chat(
+                    conversations[index],
+                    adapter=adapter,
+                    max_tokens=limits[index],
+                    temperature=heats[index],
+                    seed=seed + index,
+                    logprobs=logprobs,
+                )
+
+        futures = {self._pool.submit(answer, indices): indices for indices in alike.values()}
         try:
             for future in as_completed(futures):
-                answers[futures[future]] = future.result()
-                progress(len(answers), len(conversations), f"{future.result().completion_tokens} tokens")
+                future.result()
+                last = answers[futures[future][-1]]
+                progress(len(answers), len(conversations), f"{last.completion_tokens} tokens")
         finally:
+            stopped.set()
             for future in futures:
                 future.cancel()
         return [answers[index] for index in range(len(conversations))]

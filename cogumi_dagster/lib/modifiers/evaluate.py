@@ -12,6 +12,7 @@ from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, modifier_tas
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.tasks import draw_tasks, families_of
+from cogumi_dagster.lib.tasks.base import Task
 
 NOISE_TEMPERATURE = 0.7
 """Of the base's re-runs. Greedy decoding has no seeds; sampling finds some answers by luck and loses others, more than
@@ -94,24 +95,33 @@ def evaluate_modifier(
         if cross_domain_tasks and domain not in MODIFIER_DOMAINS[modifier]
     }
     part = in_parts(progress, (2 + noise_seeds) * len(tasks) + 2 * sum(map(len, others.values())))
-    base = answer_tasks(engine, tasks, progress=part(len(tasks)))
+    base, *again = _base_and_noise(engine, tasks, noise_seeds, seed, part((1 + noise_seeds) * len(tasks)))
     modified = answer_tasks(engine, tasks, adapter=modifier, progress=part(len(tasks)))
     write_jsonl(
         out / "answers.jsonl",
         ({"base": b.to_json(), "modified": m.to_json()} for b, m in zip(base, modified, strict=True)),
     )
-    again = [
-        answer_tasks(
-            engine, tasks, temperature=NOISE_TEMPERATURE, seed=seed + 7919 * (run + 1), progress=part(len(tasks))
-        )
-        for run in range(noise_seeds)
-    ]
     crossed = []
     for domain, drawn in others.items():
         first = answer_tasks(engine, drawn, progress=part(len(drawn)))
         second = answer_tasks(engine, drawn, adapter=modifier, progress=part(len(drawn)))
         crossed.append(_cross(domain, first, second))
     return replace(compare(base, modified, again, split="test"), other_domains=tuple(crossed))
+
+
+def _base_and_noise(
+    engine: Engine, tasks: Sequence[Task], noise_seeds: int, seed: int, progress: Progress
+) -> list[list[Answered]]:
+    """The base's greedy answers, then those of each re-run; asked task by task, so that a prompt is read once."""
+    heats = [0.0] + [NOISE_TEMPERATURE] * noise_seeds
+    answers = answer_tasks(
+        engine,
+        [task for task in tasks for _ in heats],
+        temperature=heats * len(tasks),
+        seed=seed,
+        progress=progress,
+    )
+    return [answers[run :: len(heats)] for run in range(len(heats))]
 
 
 def compare(

@@ -151,6 +151,17 @@ def test_many_are_answered_in_order_with_their_own_limits(engine: LlamaEngine) -
         )
 
 
+def test_samples_of_one_prompt_read_it_once(engine: LlamaEngine) -> None:
+    prompt = " ".join(PROMPTS) * 3
+    alone = engine.chat(ask(prompt), max_tokens=6)
+    other, first, second, third = engine.chat_many(
+        [ask(PROMPTS[0]), ask(prompt), ask(prompt), ask(prompt)], max_tokens=6, temperature=[0.0, 0.0, 1.5, 1.5]
+    )
+    assert first.text == alone.text and len({first.text, second.text, third.text}) > 1
+    assert min(second.cached_tokens, third.cached_tokens) >= 0.9 * first.prompt_tokens
+    assert other.prompt_tokens < first.prompt_tokens
+
+
 def test_log_probabilities_are_given_only_where_they_are_asked_for(engine: LlamaEngine) -> None:
     assert engine.chat(ask(PROMPTS[0]), max_tokens=3).logprobs == ()
 
