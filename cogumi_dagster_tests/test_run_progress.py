@@ -28,3 +28,12 @@ def test_the_estimate_follows_the_machine_and_the_step_at_work(monkeypatch: pyte
     assert progress._left() == terminal.duration(10)
     progress("b", "math", -1, 0, "unchanged")
     assert progress._left() == terminal.duration(0) and "[2/2]" in lines[-1].replace("\\", "")
+
+
+def test_steps_that_were_never_timed_make_the_estimate_a_lower_bound() -> None:
+    nodes = [
+        Node("a", None, "not made yet", 100.0),
+        Node("b", None, "not made yet", 0.0),
+        Node("c", None, "not made yet", 0.0),
+    ]
+    assert RunProgress(nodes, "no such profile")._left() == f"{terminal.duration(100)} and 2 steps never timed"

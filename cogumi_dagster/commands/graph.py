@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 from rich.markup import escape
 
-from cogumi_dagster.commands.terminal import RunProgress, console, duration, print_table
+from cogumi_dagster.commands.terminal import RunProgress, console, duration, estimate, print_table
 from cogumi_dagster.defs import artifact
 from cogumi_dagster.defs.automation import observe_teacher_data
 from cogumi_dagster.defs.pipeline import NodeResult, plan, reconcile, run_nodes
@@ -102,11 +102,12 @@ def show_plan(as_json: bool) -> None:
     progress = RunProgress(nodes, settings.profile.name)
     for node in nodes:
         if node.reason:
-            line = escape(f"{node.label:44} {node.reason}")
-            console.print(f"{line} [dim](about {duration(progress.expected[node.label])})[/]")
-    total = sum(progress.expected.values())
-    due = len(progress.todo)
-    console.print(f"{due} of {len(nodes)} artifacts to make" + (f", about {duration(total)}." if due else "."))
+            seconds = progress.expected[node.label]
+            took = f" [dim](about {duration(seconds)})[/]" if seconds else ""
+            console.print(escape(f"{node.label:44} {node.reason}") + took)
+    times = list(progress.expected.values())
+    time = f", about {estimate(sum(times), times.count(0))}" if times else ""
+    console.print(f"{len(times)} of {len(nodes)} artifacts to make{time}.")
 
 
 def show_status(as_json: bool) -> None:

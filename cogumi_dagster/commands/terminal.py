@@ -20,7 +20,6 @@ if TYPE_CHECKING:  # serving imports this module without Dagster
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 NOTE_EVERY_SECONDS = 20.0
-DEFAULT_SECONDS = 5.0
 EXPECTED = Path(__file__).resolve().parent.parent.parent / "resources" / "expected_seconds.json"
 
 
@@ -29,18 +28,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
+def estimate(seconds: float, unknown: int) -> str:
+    """A duration, or what is known of it."""
+    return f"{duration(seconds)} and {unknown} steps never timed" if unknown else duration(seconds)
+
+
 class RunProgress:
     """Listens to the steps of a run: a line for each asset, how far it is, and how long the rest will take.
 
     The estimate starts from what each artifact took last time (or took the authors), and is scaled by how this machine
-    has done so far; the step at work counts by its own progress.
+    has done so far; the step at work counts by its own progress. Where nothing is known of a step, it is a lower bound.
     """
 
     def __init__(self, nodes: "Sequence[Node]", profile: str) -> None:
         self.todo = [node for node in nodes if node.reason]
         expected: Mapping[str, Mapping[str, float]] = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
         known = expected.get(profile, {})
-        self.expected = {n.label: n.seconds or known.get(n.asset, DEFAULT_SECONDS) for n in self.todo}
+        self.expected = {n.label: n.seconds or known.get(n.asset, 0.0) for n in self.todo}
+        """Seconds; 0 where nothing is known."""
         self.waiting = dict.fromkeys(node.label for node in self.todo)
         self.started = time.monotonic()
         self.step_started = self.last_note = self.started
@@ -68,8 +73,8 @@ class RunProgress:
         if label in self.waiting:
             del self.waiting[label]
             self.done += 1
-        if note != "unchanged":
-            self.spent_expected += self.expected.get(label, DEFAULT_SECONDS)
+        if note != "unchanged" and self.expected.get(label):
+            self.spent_expected += self.expected[label]
             self.spent_actual += now - self.step_started
         self._line(f"{self._place(0)} [green]{escape(label)}[/] {note} ({self._left()} left in all)")
 
@@ -79,10 +84,11 @@ class RunProgress:
 
     def _left(self) -> str:
         pace = self.spent_actual / self.spent_expected if self.spent_expected > 10 else 1.0
-        rest = pace * sum(self.expected[label] for label in self.waiting if label != self.label or not self.share)
+        waiting = [self.expected[label] for label in self.waiting if label != self.label or not self.share]
+        rest = pace * sum(waiting)
         if self.label in self.waiting and self.share:
             rest += (time.monotonic() - self.step_started) * (1 - self.share) / self.share
-        return duration(rest)
+        return estimate(rest, waiting.count(0))
 
     def _line(self, text: str) -> None:
         console.print(text)
