@@ -5,8 +5,9 @@
 
 ``speed`` runs both on the same examples in the same process, in turn, and prints tokens (prompt and answer, no padding)
 a second and the share of the machine's matrix-product rate. Trainer is as most people write it: LoRA by PEFT, batches
-of 8, padded to the longest, answers only in the labels. ``rates`` trains the student anew with each rate and prints
-the validation loss. FILES are any that ``cogumi curate`` reads; without them the packaged tasks are used.
+of 8, padded to the longest, answers only in the labels; with ``--four-bit`` both train on NF4 weights. ``rates``
+trains the student anew with each rate and prints the validation loss. FILES are any that ``cogumi curate`` reads;
+without them the packaged tasks are used.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 from cogumi_dagster.lib.training.flops import matmul_rate
 from cogumi_dagster.lib.training.lora import ATTENTION, FEED_FORWARD, train_lora
 from cogumi_dagster.lib.training.precision import compute_dtype, resolve_device
-from cogumi_dagster.lib.training.student import import_student, load_checkpoint
+from cogumi_dagster.lib.training.student import import_student
 
 BATCH = 8
 
@@ -45,11 +46,26 @@ def trainer_speed(checkpoint: Path, encoded: Sequence[Encoded], config: LoraConf
     import torch
     from peft import LoraConfig as PeftLora
     from peft import get_peft_model
-    from transformers import DataCollatorForSeq2Seq, Trainer, TrainerCallback, TrainingArguments
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        BitsAndBytesConfig,
+        DataCollatorForSeq2Seq,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
 
-    model, tokenizer = load_checkpoint(checkpoint, str(compute_dtype(device)).removeprefix("torch."))
+    dtype = compute_dtype(device)
+    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = get_peft_model(
-        model.to(device).train(),
+        AutoModelForCausalLM.from_pretrained(
+            checkpoint,
+            dtype=dtype,
+            device_map={"": device},
+            quantization_config=nf4 if config.load_in_4bit else None,
+        ).train(),
         PeftLora(
             r=config.rank_attention,
             rank_pattern={name: config.rank_feed_forward for name in FEED_FORWARD},

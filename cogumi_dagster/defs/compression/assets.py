@@ -23,7 +23,7 @@ from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.compression.recover import RecoveryReport, recover
 from cogumi_dagster.lib.curation.dataset import training_pairs
 from cogumi_dagster.lib.evaluation.gguf_logits import held_out_pairs
-from cogumi_dagster.lib.evaluation.parity_chain import Chain, ChainReport, check_chain
+from cogumi_dagster.lib.evaluation.parity_chain import Chain, ChainReport, benchmark, check_chain
 from cogumi_dagster.lib.training.batches import Pair
 
 
@@ -121,6 +121,7 @@ def w4a16_checkpoint(step: Step) -> W4A16Report:
     ),
     deps=[awq_checkpoint, distillation_dataset],
     claims=checks.GGUF_MODEL,
+    code_version="2",
 )  # fmt: skip
 def gguf_model(step: Step) -> GgufReport:
     """The file that is served: GGUF in the profile's quantization or to its byte budget, held against its 16-bit
@@ -161,19 +162,21 @@ def packaged_base(step: Step) -> PackageReport:
     kinds={"gguf"},
     config=(
         "compression.frontier_types", "compression.budget_mb", "compression.perplexity_tokens",
-        "compression.zstd_level",
+        "compression.zstd_level", "compression.parity_tasks",
     ),
     deps=[awq_checkpoint, gguf_model, distillation_dataset],
     claims=checks.COMPRESSION_FRONTIER,
+    code_version="2",
 )  # fmt: skip
 def compression_frontier(step: Step) -> FrontierReport:
-    """Bytes, perplexity, speed and zstd ratio of the same parent in each quantization and in the served file's mix,
-    and predicted bytes."""
+    """Bytes, perplexity, score, speed, zeros kept and zstd ratio of the same parent in each quantization and in the
+    served file's mix, and predicted bytes."""
     return measure_frontier(
         step.path("awq_checkpoint"),
         _held_out(step),
         step.out,
         step.profile.compression,
+        tasks=benchmark(step.profile.compression.parity_tasks),
         served=step.path("gguf_model"),
         progress=step.progress,
     )

@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from cogumi_dagster.lib.compression.gguf_checkpoint import checkpoint_sha256
 from cogumi_dagster.lib.compression.gguf_export import ExportReport, describe_gguf, write_gguf
@@ -15,10 +18,14 @@ from cogumi_dagster.lib.compression.mix import Layout, read_layout
 from cogumi_dagster.lib.compression.package import zstd_ratio
 from cogumi_dagster.lib.compression.predict import predict_bytes, tensor_types
 from cogumi_dagster.lib.compression.quantize import MixReport, quantize_file, quantize_to_budget
-from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
+from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks
+from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits, perplexity_change
+from cogumi_dagster.lib.evaluation.parity_links import ANSWER_TOKENS
+from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion
 from cogumi_dagster.lib.inference.llama import LlamaEngine
 from cogumi_dagster.lib.profile import CompressionConfig
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.merge import ParityReport, answer_logits, parity, perplexity_of
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -43,6 +50,8 @@ class GgufReport:
     perplexity: float
     perplexity_ratio: float
     perplexity_tokens: int
+    perplexity_change: Estimate
+    """The same ratio with its interval over answers."""
     imatrix_tokens: int = 0
     mix: MixReport | None = None
 
@@ -57,7 +66,15 @@ class FrontierRow:
     bits_per_weight: float
     perplexity: float
     perplexity_ratio: float
+    perplexity_change: Estimate
+    """The same ratio with its interval over answers."""
+    mean_kl: float
+    """From the 16-bit parent, nats a token: tells types apart that perplexity on so little text does not."""
+    score: Proportion
+    """Of the parity chain's benchmark, greedily, through the engine; the majority baseline of open answers is 0."""
     tokens_per_second: float
+    zeros_kept: Proportion
+    """Of the parent's weights that are zero: those that are exactly zero here."""
     zstd_ratio: float
     fallback_share: float
     """Share of weights that llama.cpp stored in another type than it wanted, as their rows are no multiple of 256."""
@@ -108,11 +125,12 @@ def export_model(
                 f16, model, tokenizer, calibration, out / MODEL_FILE, budget, imatrix=imatrix, seed=seed,
                 progress=progress,
             )  # fmt: skip
-    quantized = flatten(gguf_answer_logits(out / MODEL_FILE, tokenizer, held_out))
+    answers = gguf_answer_logits(out / MODEL_FILE, tokenizer, held_out)
+    change, quantized = perplexity_change(reference, answers, seed), flatten(answers)
     before, tokens = perplexity_of(reference)
     after, _ = perplexity_of(quantized)
     return GgufReport(
-        export, plain, parity(reference, quantized), before, after, after / before, tokens,
+        export, plain, parity(reference, quantized), before, after, after / before, tokens, change,
         imatrix_tokens=imatrix.tokens if imatrix else 0, mix=mix,
     )  # fmt: skip
 
@@ -123,23 +141,26 @@ def measure_frontier(
     out: Path,
     config: CompressionConfig,
     *,
+    tasks: Sequence[Task],
     served: Path | None = None,
     progress: Progress = silent,
 ) -> FrontierReport:
-    """Quantize the parent to each of the profile's types and measure bytes, perplexity, speed and zstd.
+    """Quantize the parent to each of the profile's types and measure bytes, perplexity, score, speed, zeros and zstd.
 
     ``served`` is the folder that ``export_model`` wrote: its importance matrix is used for every row, and its file
     has a row of its own (``mixed``) where it was made to a budget.
     """
     model, tokenizer = load_checkpoint(parent, "float32")
-    reference, tokens = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
+    parents = flatten(answer_logits(model, tokenizer, held_out, 1024))
+    reference, tokens = perplexity_of(parents)
     del model
     mixed = served / MODEL_FILE if served and config.budget_mb is not None else None
     total = len(config.frontier_types) + (mixed is not None)
     rows: list[FrontierRow] = []
 
     def add(path: Path, export: ExportReport, predicted: int, types: Types, wanted: Types) -> None:
-        perplexity, _ = perplexity_of(gguf_answer_logits(path, tokenizer, held_out))
+        answers = gguf_answer_logits(path, tokenizer, held_out)
+        perplexity, _ = perplexity_of(answers)
         fallen = [name for name in types if types[name] != wanted[name]]
         rows.append(
             FrontierRow(
@@ -149,7 +170,11 @@ def measure_frontier(
                 bits_per_weight=export.bits_per_weight,
                 perplexity=perplexity,
                 perplexity_ratio=perplexity / reference,
+                perplexity_change=perplexity_change(parents, answers),
+                mean_kl=parity(parents, flatten(answers)).mean_kl,
+                score=_score(path, tasks),
                 tokens_per_second=decode_speed(path),
+                zeros_kept=_zeros_kept(path, zeros),
                 zstd_ratio=zstd_ratio(path, config.zstd_level),
                 fallback_share=sum(prod(layout.shapes[name]) for name in fallen) / export.parameters,
                 fallbacks=", ".join(sorted({f"{wanted[name]} as {types[name]}" for name in fallen})),
@@ -163,6 +188,7 @@ def measure_frontier(
         f16 = Path(folder) / "f16.gguf"
         write_gguf(parent, f16)
         layout, imatrix = read_layout(f16), _imatrix_of(served)
+        zeros = {name: np.packbits(values == 0) for name, _, values in open_gguf(f16).tensors()}
         for type in config.frontier_types:
             path = Path(folder) / f"{type}.gguf"
             export = quantize_file(f16, path, type, imatrix=imatrix)
@@ -193,6 +219,22 @@ def _shares(export: ExportReport) -> str:
     """``Q5_1 60 %, Q8_0 40 %``: the weights of a file by type, largest first; F32 norms are below half a percent."""
     shares = sorted(((count / export.parameters, kind) for kind, count in export.tensor_types.items()), reverse=True)
     return ", ".join(f"{kind} {share:.0%}" for share, kind in shares if share >= 0.005)
+
+
+def _zeros_kept(gguf: Path, zeros: Mapping[str, Any]) -> Proportion:
+    """``zeros``: tensor -> where the parent is zero, as packed bits."""
+    kept = 0
+    for name, _, values in open_gguf(gguf).tensors():
+        kept += int(np.bitwise_count(np.packbits(values == 0) & zeros[name]).sum())
+    return Proportion(kept, sum(int(np.bitwise_count(bits).sum()) for bits in zeros.values()))
+
+
+def _score(gguf: Path, tasks: Sequence[Task]) -> Proportion:
+    engine = LlamaEngine(gguf, slots=max(1, min(8, len(tasks))), max_answer_tokens=ANSWER_TOKENS)
+    try:
+        return accuracy(answer_tasks(engine, tasks))
+    finally:
+        engine.close()
 
 
 def decode_speed(gguf: Path, streams: int = 4, tokens: int = 32) -> float:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import Estimate, bootstrap
 from cogumi_dagster.lib.inference.llama import free_cores
 from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 
@@ -65,6 +66,26 @@ def gguf_answer_logits(gguf: Path, tokenizer: Any, pairs: Sequence[Pair], *, lor
 
 def _by_length(item: Encoded) -> int:
     return len(item.ids)
+
+
+def perplexity_change(reference: Outputs, other: Outputs, seed: int = 0) -> Estimate:
+    """Perplexity of ``other`` over the reference's on the same tokens; the interval is a bootstrap over answers.
+
+    ``other`` has an entry for each answer, as ``gguf_answer_logits`` gives; the reference may be batched otherwise.
+    """
+    import numpy as np
+    import torch
+
+    lengths = [len(targets) for _, targets in other]
+    before, after = (torch.split(_losses(outputs), lengths) for outputs in (reference, other))
+    rows = [(float((new - old).sum()), len(new)) for old, new in zip(before, after, strict=True)]
+    return bootstrap(rows, lambda part: float(np.exp(part[:, 0].sum() / part[:, 1].sum())), seed)
+
+
+def _losses(outputs: Outputs) -> Any:
+    import torch
+
+    return torch.cat([-logs.gather(1, targets[:, None])[:, 0] for logs, targets in outputs])
 
 
 def flatten(outputs: Outputs) -> Outputs:

@@ -176,7 +176,7 @@ def _headline(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> 
     add(
         "Perplexity against the 16-bit parent",
         "gguf_model",
-        lambda r: f"x {r['perplexity_ratio']:.4f} ({r['perplexity_tokens']} tokens)",
+        lambda r: f"x {_ratio(r)} ({r['perplexity_tokens']} tokens)",
     )
     add("Packed with zstd", "packaged_base", lambda r: size(r["bytes_after"]))
     add("Routed system", "system_evaluation", lambda r: proportion(r["routed"]))
@@ -191,15 +191,26 @@ def _headline(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> 
     )
 
 
+def _share(value: Mapping[str, Any] | None) -> str:
+    return f"{value['value']:.1%}" if value and value["value"] is not None else number(None)
+
+
+def _ratio(report: Mapping[str, Any]) -> str:
+    """``1.007 (1.001 to 1.012)``."""
+    change = report.get("perplexity_change") or {"low": None}
+    interval = f" ({change['low']:.3f} to {change['high']:.3f})" if change["low"] is not None else ""
+    return f"{report['perplexity_ratio']:.3f}{interval}"
+
+
 def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[Table]:
     if frontier := reports.get("compression_frontier", {}).get(None):
         yield Table(
             "Compression",
-            f"Perplexity on {frontier['perplexity_tokens']} held-out tokens, through llama.cpp.",
-            ("type", "MB", "predicted MB", "bits a weight", "perplexity / parent", "tokens/s", "zstd ratio", "K-quant fallback"),
+            f"Perplexity and KL from the 16-bit parent (nats a token) on {frontier['perplexity_tokens']} held-out tokens, through llama.cpp; 95 % intervals over answers.",
+            ("type", "MB", "predicted MB", "bits a weight", "perplexity / parent", "mean KL", "score", "tokens/s", "zeros kept", "zstd ratio", "K-quant fallback"),
             tuple(
                 (r["type"], f"{r['bytes'] / 1e6:.1f}", f"{r['predicted_bytes'] / 1e6:.1f}", f"{r['bits_per_weight']:.2f}",
-                 f"{r['perplexity_ratio']:.4f}", f"{r['tokens_per_second']:.0f}", f"{r['zstd_ratio']:.3f}", f"{r['fallback_share']:.0%} {r.get('fallbacks', '')}".strip())
+                 _ratio(r), number(r.get("mean_kl")), proportion(r.get("score")), f"{r['tokens_per_second']:.0f}", _share(r.get("zeros_kept")), f"{r['zstd_ratio']:.3f}", f"{r['fallback_share']:.0%} {r.get('fallbacks', '')}".strip())
                 for r in frontier["rows"]
             ),
         )  # fmt: skip

@@ -12,10 +12,12 @@ from cogumi_dagster.lib.compression.gguf_model import (
 )  # fmt: skip
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
 from cogumi_dagster.lib.compression.imatrix import read_imatrix
+from cogumi_dagster.lib.evaluation.parity_chain import benchmark
 from cogumi_dagster.lib.profile import CompressionConfig
 from cogumi_dagster.lib.training.batches import Pair
 
 CONFIG = CompressionConfig(gguf_type="Q8_0", frontier_types=("Q8_0", "Q4_K_M"), zstd_level=1, dictionary_kb=16)
+TASKS = benchmark(2)
 
 
 def test_the_served_file_is_exported_and_held_against_its_parent(
@@ -25,6 +27,9 @@ def test_the_served_file_is_exported_and_held_against_its_parent(
     assert report.f16_parity.mean_kl <= 1e-4
     assert report.f16_parity.mean_kl < report.parity.mean_kl < 1e-2
     assert report.perplexity_ratio == report.perplexity / report.perplexity_parent == pytest.approx(1, abs=0.05)
+    change = report.perplexity_change
+    assert change.low <= change.value <= change.high and change.value == pytest.approx(report.perplexity_ratio, 1e-5)
+    assert change.count == 6, "answers"
     assert report.export.type == "Q8_0"
     assert [path.name for path in (tmp_path / "out").iterdir()] == [MODEL_FILE]
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "nothing is left beside it"
@@ -34,7 +39,12 @@ def test_the_served_file_is_exported_and_held_against_its_parent(
 def test_the_frontier_has_a_row_for_each_type(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     report = measure_frontier(
-        student, pairs[:4], tmp_path / "out", CONFIG, progress=lambda done, total, note: seen.append((done, total))
+        student,
+        pairs[:4],
+        tmp_path / "out",
+        CONFIG,
+        tasks=TASKS,
+        progress=lambda done, total, note: seen.append((done, total)),
     )
     eight, four = report.rows
     assert (eight.type, four.type) == ("Q8_0", "Q4_K_M")
@@ -42,7 +52,9 @@ def test_the_frontier_has_a_row_for_each_type(student: Path, pairs: list[Pair], 
     assert report.worst_prediction_error < 1e-3
     assert eight.fallback_share == 0 and four.fallback_share > 0.9, "no row of 64 columns holds a K-quant"
     assert eight.fallbacks == "" and four.fallbacks == "Q4_K as Q5_0, Q6_K as Q8_0"
-    assert four.bits_per_weight < eight.bits_per_weight
+    assert four.bits_per_weight < eight.bits_per_weight and eight.mean_kl < four.mean_kl
+    assert eight.score.count == four.score.count == 2
+    assert all(row.perplexity_change.low <= row.perplexity_ratio <= row.perplexity_change.high for row in report.rows)
     assert all(row.tokens_per_second > 0 and 0 < row.zstd_ratio <= 1.01 for row in report.rows)
 
 
@@ -57,7 +69,7 @@ def test_a_budget_decides_the_mix_and_the_frontier_shows_it(student: Path, pairs
     assert report.mix is not None and report.export.bytes <= report.mix.budget_bytes == 120_000
     assert report.imatrix_tokens == read_imatrix(tmp_path / "served" / IMATRIX_FILE).tokens > 256
     assert set(report.mix.types) == set(report.mix.scales) >= {"token_embd", "ffn_down"}
-    frontier = measure_frontier(student, pairs[:4], tmp_path / "out", config, served=tmp_path / "served")
+    frontier = measure_frontier(student, pairs[:4], tmp_path / "out", config, tasks=TASKS, served=tmp_path / "served")
     stock, mixed = frontier.rows
     assert (stock.type, mixed.type) == ("Q4_0", MIXED)
     assert mixed.bytes == report.export.bytes and mixed.fallback_share == 0.0 and mixed.fallbacks == ""
