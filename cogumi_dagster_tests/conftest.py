@@ -186,6 +186,7 @@ class ScriptedEngine:
     def __init__(self, script: Callable[[str | None, str], str], adapters: tuple[str, ...] = ()) -> None:
         self.script = script
         self.adapters = adapters
+        self.slots = 1
         self.asked: list[tuple[str | None, str]] = []
 
     def chat(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Completion:

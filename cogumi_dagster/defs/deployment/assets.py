@@ -69,7 +69,7 @@ def system_evaluation(step: Step) -> SystemReport:
     """The served system on fresh test tasks against the base alone, each modifier, the oracle and the teacher."""
     bundle = open_bundle(step.path("serving_bundle") / BUNDLE)
     router = Router.load(bundle.router_dir)
-    with step.inference.engine(bundle.base_gguf, bundle.adapters) as engine:
+    with step.inference.engine(bundle.base_gguf, bundle.adapters, step.scratch) as engine:
         assistant = Assistant(engine, router, EscalationDetector.load(bundle.escalation))
         return evaluate_system(
             engine,

@@ -37,7 +37,7 @@ def domain_failures(step: Step) -> FailuresReport:
     """The served base's wrong answers on the modifier's training tasks, each with the verifier's reason and the
     token log-probabilities; its right answers beside them, for replay."""
     modifiers = step.profile.modifiers
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE) as engine:
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.scratch) as engine:
         return find_failures(
             engine,
             step.name,
@@ -194,7 +194,7 @@ def modifier_evaluation(step: Step) -> ModifierReport:
     gate."""
     modifiers = step.profile.modifiers
     adapters = {step.name: step.path("packaged_modifier") / ADAPTER_FILE}
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters, step.scratch) as engine:
         return evaluate_modifier(
             engine,
             step.name,

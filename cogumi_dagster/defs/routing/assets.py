@@ -31,7 +31,7 @@ ESCALATION = "escalation.npz"
 def routing_examples(step: Step) -> RoutingExamplesReport:
     """Base and modifiers on the same held-out tasks (split validation), with token log-probabilities."""
     adapters = {name: folder / ADAPTER_FILE for name, folder in step.paths("packaged_modifier").items()}
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters, step.scratch) as engine:
         return collect_examples(
             engine,
             step.out,

@@ -77,7 +77,7 @@ def strategy_journal(step: Step) -> JournalReport:
     with _teacher(step) as teacher:
         if teacher is not None:
             return keep(teacher)
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE) as engine:
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.scratch) as engine:
         return keep(SolverTeacher(engine, family))
 
 
@@ -157,7 +157,8 @@ def strategy_evaluation(step: Step) -> StrategyEvaluation:
     (adapter,) = step.inputs["strategy_adapter"].values()
     adapters = {ADAPTER: adapter.path / ADAPTER_FILE}
     learned = json.loads((step.path("learned_strategy") / STRATEGY_FILE).read_text())
-    with _teacher(step) as teacher, step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters) as engine:
+    base = step.path("gguf_model") / MODEL_FILE
+    with _teacher(step) as teacher, step.inference.engine(base, adapters, step.scratch) as engine:
         return evaluate_strategy(
             engine,
             strategy_family(step.name),

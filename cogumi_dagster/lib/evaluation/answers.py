@@ -83,6 +83,12 @@ def answer_tasks(
     ]
 
 
+def machine_seconds(engine: Engine, answers: Sequence[Answered]) -> float:
+    """What the answers took of the whole machine, whenever they were given: requests run side by side."""
+    together = max(1, min(engine.slots, len(answers)))
+    return sum(answer.completion.seconds for answer in answers) / together
+
+
 def accuracy(answers: Sequence[Answered]) -> Proportion:
     """Passed of judged; what was not run does not count."""
     judged = [answer for answer in answers if answer.verdict.passed is not None]

@@ -48,6 +48,7 @@ class Engine(Protocol):
     """
 
     adapters: tuple[str, ...]
+    slots: int
 
     def chat(
         self,

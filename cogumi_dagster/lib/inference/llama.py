@@ -18,6 +18,7 @@ from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.inference.base import Chunk, Completion, Message
+from cogumi_dagster.lib.inference.kept import KeptAnswers
 from cogumi_dagster.lib.inference.slots import Slots
 from cogumi_dagster.lib.progress import Progress, silent
 
@@ -36,9 +37,11 @@ class LlamaEngine:
         gpu_layers: int = 0,
         reuse_prompts: bool = True,
         max_answer_tokens: int | None = None,
+        kept: Path | None = None,
     ) -> None:
         """``context`` is in tokens, per slot; ``reuse_prompts``: what a slot has cached of a prompt is not read again;
-        ``max_answer_tokens`` caps every answer.
+        ``max_answer_tokens`` caps every answer. What ``chat_many`` answers is written to ``kept`` at once, and is not
+        asked again by an engine of the same files that is given it.
 
         Raises:
             CogumiError: a file is missing or not loadable.
@@ -76,6 +79,7 @@ class LlamaEngine:
             ) from error
         self._places, self._reuse = Slots(slots), reuse_prompts
         self._most = max_answer_tokens or context
+        self._kept = KeptAnswers(kept) if kept else None
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
         # an engine that never answered hangs in its destructor where another failed to load before (xllamacpp)
         self.complete("a", max_tokens=1)
@@ -115,14 +119,9 @@ class LlamaEngine:
             for index in indices:
                 if stopped.is_set():
                     return
-                answers[index] = self.chat(
-                    conversations[index],
-                    adapter=adapter,
-                    max_tokens=limits[index],
-                    temperature=heats[index],
-                    seed=seed + index,
-                    logprobs=logprobs,
-                )
+                how = {"adapter": adapter, "max_tokens": limits[index], "temperature": heats[index],
+                       "seed": seed + index, "logprobs": logprobs}  # fmt: skip
+                answers[index] = self._answer(conversations[index], how)
 
         futures = {self._pool.submit(answer, indices): indices for indices in alike.values()}
         try:
@@ -136,8 +135,21 @@ class LlamaEngine:
                 future.cancel()
         return [answers[index] for index in range(len(conversations))]
 
+    def _answer(self, messages: Sequence[Message], how: Mapping[str, Any]) -> Completion:
+        """From the answers kept of an earlier run, or anew."""
+        if self._kept is None:
+            return self.chat(messages, **how)
+        request = {"messages": list(messages), **how}
+        found = self._kept.get(request)
+        if found is None:
+            found = self.chat(messages, **how)
+            self._kept.put(request, found)
+        return found
+
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
+        if self._kept:
+            self._kept.close()
         self._server = None
 
     # ---------------------------------------------------------------------------

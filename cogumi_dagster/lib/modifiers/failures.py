@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks, by_family
+from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks, by_family, machine_seconds
 from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
@@ -49,8 +49,6 @@ def find_failures(
     Raises:
         CogumiError: a family's verifier rejects its own solver, or fewer failures than ``min_failures``.
     """
-    import time
-
     tasks = modifier_tasks(modifier, count, seed, "train")
     solved = [verify(task, task.solution) for task in tasks if task.solution is not None]
     judged = [verdict for verdict in solved if verdict.passed is not None]
@@ -60,9 +58,7 @@ def find_failures(
         raise CogumiError(
             f"the verifier of {wrong.family} rejects its own solution of task {wrong.id}", "mend the family first"
         )
-    started = time.perf_counter()
     answers = answer_tasks(engine, tasks, logprobs=True, progress=progress)
-    seconds = time.perf_counter() - started
     failures = [answer for answer in answers if answer.verdict.passed is False]
     if len(failures) < min_failures:
         raise CogumiError(
@@ -79,5 +75,6 @@ def find_failures(
         accuracy=accuracy(answers),
         by_family=by_family(answers),
         solver_passes=sane,
-        tokens_per_second=sum(answer.completion.completion_tokens for answer in answers) / seconds,
+        tokens_per_second=sum(answer.completion.completion_tokens for answer in answers)
+        / max(1e-9, machine_seconds(engine, answers)),
     )

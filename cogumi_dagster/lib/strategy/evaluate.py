@@ -1,11 +1,10 @@
 """The four stages side by side: untrained student, student told the strategy, student with adapter, teacher."""
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant
+from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant, machine_seconds
 from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
@@ -110,9 +109,7 @@ def evaluate_strategy(
             taught[name] = teacher.attempt(tasks, text, part(len(tasks)))
     untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
     told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
-    started = time.perf_counter()
     trained = answer_tasks(engine, tasks, adapter=ADAPTER, progress=part(len(tasks)))
-    seconds = time.perf_counter() - started
     answered = answer_tasks(engine, list(distinct.values()), adapter=ADAPTER, progress=part(len(distinct)))
     stages: dict[str, Sequence[Answered]] = {
         "untrained student": untrained,
@@ -136,7 +133,7 @@ def evaluate_strategy(
         ),
         economics=economics(
             training_seconds=training_seconds,
-            seconds_per_answer=seconds / len(tasks),
+            seconds_per_answer=machine_seconds(engine, trained) / len(tasks),
             prompt_tokens=sum(answer.completion.prompt_tokens for answer in trained) / len(tasks),
             answer_tokens=sum(answer.completion.completion_tokens for answer in trained) / len(tasks),
             machine_usd_per_hour=machine_usd_per_hour,

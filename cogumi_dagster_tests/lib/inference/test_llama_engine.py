@@ -1,6 +1,7 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -160,6 +161,37 @@ def test_samples_of_one_prompt_read_it_once(engine: LlamaEngine) -> None:
     assert first.text == alone.text and len({first.text, second.text, third.text}) > 1
     assert min(second.cached_tokens, third.cached_tokens) >= 0.9 * first.prompt_tokens
     assert other.prompt_tokens < first.prompt_tokens
+
+
+def test_what_was_answered_before_a_kill_is_not_asked_again(f16_gguf: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "answers.jsonl"
+    how: dict[str, Any] = {"max_tokens": 4, "logprobs": True}
+
+    def killed(done: int, total: int, note: str) -> None:
+        raise KeyboardInterrupt
+
+    first = LlamaEngine(f16_gguf, slots=1, kept=kept)
+    with pytest.raises(KeyboardInterrupt):
+        first.chat_many([ask(prompt) for prompt in PROMPTS], progress=killed, **how)
+    first.close()
+    lines = kept.read_text().splitlines()
+    assert 1 <= len(lines) < len(PROMPTS)
+    kept.write_text("\n".join(lines) + '\n{"request": "cut o')
+
+    second = LlamaEngine(f16_gguf, slots=1, kept=kept)
+    asked: list[Any] = []
+    plain = second.chat
+    second.chat = lambda messages, **options: asked.append(messages) or plain(messages, **options)  # type: ignore
+    answers = second.chat_many([ask(prompt) for prompt in PROMPTS], **how)
+    second.close()
+    assert len(asked) == len(PROMPTS) - len(lines)
+    third = LlamaEngine(f16_gguf, slots=1, kept=kept)
+    third.chat = None  # type: ignore
+    assert third.chat_many([ask(prompt) for prompt in PROMPTS], **how) == answers, "and the cut line did no harm"
+    third.close()
+    whole = LlamaEngine(f16_gguf, slots=1)
+    assert [a.text for a in whole.chat_many([ask(prompt) for prompt in PROMPTS], **how)] == [a.text for a in answers]
+    whole.close()
 
 
 def test_log_probabilities_are_given_only_where_they_are_asked_for(engine: LlamaEngine) -> None:
