@@ -21,19 +21,22 @@ def student_model(step: Step) -> StudentReport:
 @artifact(
     group="base",
     kinds={"huggingface", "safetensors"},
-    config=("student.trim_vocabulary",),
+    config=("student.trim_vocabulary", "student.trim_keep"),
     deps=[student_model, distillation_dataset],
     claims=checks.TRIMMED_STUDENT,
+    code_version="2",
 )
 def trimmed_student(step: Step) -> TrimReport:
-    """The student with its vocabulary cut to what the dataset needs: bytes, special tokens, and the closure of
-    the BPE merges. Trained on only where the profile sets student.trim_vocabulary."""
+    """The student with its vocabulary cut to what the dataset needs and ``student.trim_keep`` of the commonest
+    tokens, with bytes, special tokens, and the closure of the BPE merges. Trained on only where the profile sets
+    student.trim_vocabulary."""
     data = step.path("distillation_dataset")
     return trim_vocabulary(
         step.path("student_model"),
         training_pairs(data / "train.jsonl"),
         training_pairs(data / "validation.jsonl"),
         step.out,
+        keep=step.profile.student.trim_keep,
     )
 
 

@@ -1,8 +1,8 @@
 """Vocabulary trimming: keep the tokens that a corpus needs, and every text can still be written.
 
-Kept are all single bytes, the special tokens, every token that the corpus uses, and the closure of
-the BPE merges that build them; so the corpus gets the same tokens (renumbered), and anything else
-falls apart into smaller ones.
+Kept are all single bytes, the special tokens, every token that the corpus uses, the commonest others
+if asked for, and the closure of the BPE merges that build them; so the corpus gets the same tokens
+(renumbered), and anything else falls apart into smaller ones.
 """
 
 import json
@@ -21,15 +21,20 @@ ROW_MULTIPLE = 32
 
 @dataclass(frozen=True)
 class TrimReport:
-    """``same_ids``: corpus texts whose tokens are the same, renumbered. Bytes are of the embeddings in 16 bit."""
+    """``same_ids``: corpus texts whose tokens are the same, renumbered. Bytes are of the embeddings in 16 bit.
+
+    Coverage (the share of tokens that were kept) and tokens a word are of the held-out texts. Perplexities are of the
+    same answers by the untrimmed tokenizer's tokens, since a text in more tokens has more of them to be sure of.
+    """
 
     vocabulary_before: int
     vocabulary_after: int
     texts: int
     same_ids: int
     round_trips: int
-    tokens_per_text_before: float
-    tokens_per_text_after: float
+    coverage: float
+    tokens_per_word_before: float
+    tokens_per_word_after: float
     bytes_saved: int
     perplexity_before: float
     perplexity_after: float
@@ -37,8 +42,13 @@ class TrimReport:
     perplexity_tokens: int
 
 
-def trim_vocabulary(checkpoint: Path, corpus: Sequence[Pair], held_out: Sequence[Pair], out: Path) -> TrimReport:
-    """Write the trimmed checkpoint to ``out`` and compare it with the untrimmed one."""
+def trim_vocabulary(
+    checkpoint: Path, corpus: Sequence[Pair], held_out: Sequence[Pair], out: Path, *, keep: int = 0
+) -> TrimReport:
+    """Write the trimmed checkpoint to ``out`` and compare it with the untrimmed one.
+
+    ``keep``: so many tokens are kept besides the corpus's, the first that the tokenizer's training merged.
+    """
     import torch
 
     model, tokenizer = load_checkpoint(checkpoint, "float32")
@@ -48,7 +58,7 @@ def trim_vocabulary(checkpoint: Path, corpus: Sequence[Pair], held_out: Sequence
     used = {i for ids in before for i in ids} | set(tokenizer.encode(template, add_special_tokens=False))
     perplexity, count = perplexity_of(answer_logits(model, tokenizer, held_out[:16], 1024))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
-    kept = _closure(state, used)
+    kept = _closure(state, used, keep)
     renumbered = {old: new for new, old in enumerate(kept)}
     trimmed = _trimmed_tokenizer(tokenizer, state, renumbered)
     after = [trimmed.encode(text, add_special_tokens=False) for text in texts]
@@ -68,7 +78,11 @@ def trim_vocabulary(checkpoint: Path, corpus: Sequence[Pair], held_out: Sequence
         token_id = getattr(trimmed, f"{name}_token_id")
         setattr(model.config, f"{name}_token_id", token_id)
         setattr(model.generation_config, f"{name}_token_id", token_id)
-    trimmed_perplexity, _ = perplexity_of(answer_logits(model, trimmed, held_out[:16], 1024))
+    trimmed_perplexity, trimmed_count = perplexity_of(answer_logits(model, trimmed, held_out[:16], 1024))
+    trimmed_perplexity **= trimmed_count / count
+    others = [text for pair in held_out for text in (pair.instruction, pair.response)]
+    plain = [tokenizer.encode(text, add_special_tokens=False) for text in others]
+    words = sum(len(text.split()) for text in others)
     save_checkpoint(model.bfloat16(), trimmed, out)
     return TrimReport(
         vocabulary_before=old_rows,
@@ -76,8 +90,9 @@ def trim_vocabulary(checkpoint: Path, corpus: Sequence[Pair], held_out: Sequence
         texts=len(texts),
         same_ids=same,
         round_trips=round_trips,
-        tokens_per_text_before=sum(map(len, before)) / len(texts),
-        tokens_per_text_after=sum(map(len, after)) / len(texts),
+        coverage=sum(i in renumbered for ids in plain for i in ids) / sum(map(len, plain)),
+        tokens_per_word_before=sum(map(len, plain)) / words,
+        tokens_per_word_after=sum(len(trimmed.encode(text, add_special_tokens=False)) for text in others) / words,
         bytes_saved=2 * width * (old_rows - rows),
         perplexity_before=perplexity,
         perplexity_after=trimmed_perplexity,
@@ -86,8 +101,8 @@ def trim_vocabulary(checkpoint: Path, corpus: Sequence[Pair], held_out: Sequence
     )
 
 
-def _closure(state: dict[str, Any], used: set[int]) -> list[int]:
-    """The ids to keep, in order: specials, single-character tokens, used ones, and the parts they merge from."""
+def _closure(state: dict[str, Any], used: set[int], common: int) -> list[int]:
+    """The ids to keep, in order: specials, single-character tokens, the first merges, used ones, and their parts."""
     vocabulary: dict[str, int] = state["model"]["vocab"]
     parts: dict[str, tuple[str, str]] = {}
     for merge in state["model"]["merges"]:
@@ -95,6 +110,7 @@ def _closure(state: dict[str, Any], used: set[int]) -> list[int]:
         parts.setdefault(left + right, (left, right))
     names = {token_id: token for token, token_id in vocabulary.items()}
     waiting = [names[i] for i in used if i in names] + [token for token in vocabulary if len(token) == 1]
+    waiting += list(parts)[:common]
     kept = {entry["id"] for entry in state["added_tokens"]}
     seen: set[str] = set()
     while waiting:

@@ -32,10 +32,22 @@ def untrimmed(full_student: Path) -> Any:
 def test_the_corpus_keeps_its_tokens_renumbered(trimmed: tuple[Path, TrimReport], pairs: list[Pair]) -> None:
     report = trimmed[1]
     assert report.texts == report.same_ids == report.round_trips == 2 * len(pairs)
-    assert report.tokens_per_text_after == report.tokens_per_text_before
+    assert report.coverage == 1 and report.tokens_per_word_after == report.tokens_per_word_before
     assert report.vocabulary_before == 49152
     assert report.vocabulary_after < 2000 and report.vocabulary_after % ROW_MULTIPLE == 0
     assert report.bytes_saved == 2 * 64 * (report.vocabulary_before - report.vocabulary_after)
+
+
+def test_common_tokens_keep_other_texts_short(full_student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    other = [Pair("Where do penguins live?", "Penguins live in the southern hemisphere, mostly in Antarctica.")]
+    few, some, whole = (
+        trim_vocabulary(full_student, pairs[:3], other, tmp_path / str(keep), keep=keep) for keep in (0, 4096, 60_000)
+    )
+    assert few.coverage < some.coverage < whole.coverage == 1
+    assert few.tokens_per_word_after > some.tokens_per_word_after > whole.tokens_per_word_after
+    assert whole.tokens_per_word_after == whole.tokens_per_word_before
+    assert whole.perplexity_ratio == pytest.approx(1, abs=1e-4)
+    assert some.vocabulary_after < 6000 < whole.vocabulary_after
 
 
 @pytest.mark.parametrize("kind", ["full_student", "full_untied_student"])
