@@ -53,7 +53,8 @@ def _profile(name: str | None) -> str:
 def run(
     profile: ProfileOption = None,
     select: Annotated[
-        list[str] | None, typer.Option(help="Assets to materialize, separated by commas; all when left out.")
+        list[str] | None,
+        typer.Option(help="Assets to materialize, separated by commas, +NAME with all upstream; all when left out."),
     ] = None,
     partition: Annotated[str, typer.Option(help="Only this domain, modifier or strategy.")] = "",
 ) -> None:

@@ -118,7 +118,7 @@ def plan(
     """
     specs = _specs()
     keys = _keys(specs, settings, store, partition)
-    chosen = _chosen(keys, select, partition)
+    chosen = _chosen(specs, keys, select, partition)
     current = {(name, key): store.recorded(name, key) for name in specs for key in keys[name]}
     versions = {slot: manifest.data_version for slot, manifest in current.items() if manifest}
     nodes: list[Node] = []
@@ -134,15 +134,22 @@ def plan(
     return nodes
 
 
-def _chosen(keys: Keys, select: Sequence[str], partition: str | None) -> set[tuple[str, str | None]]:
+def _chosen(
+    specs: dict[str, dg.AssetSpec], keys: Keys, select: Sequence[str], partition: str | None
+) -> set[tuple[str, str | None]]:
     """Which nodes were asked for: the assets of ``select`` (all, where there are none), of one partition if given.
 
-    With a partition, an asset that has none is meant only where it is named.
+    ``+NAME`` is an asset with all that is upstream of it, ``NAME+`` with all that is downstream. With a partition, an
+    asset that has none is meant only where it is selected.
     """
-    for name in select:
+    names: set[str] = set()
+    for part in select:
+        name = part.strip("+")
         if name not in keys:
             raise CogumiError(f"there is no asset {name!r}", nearest(name, keys))
-    slots = {(name, key) for name in select or keys for key in keys[name]}
+        names |= {name, *(_upstream(specs, name) if part.startswith("+") else ())}
+        names |= {other for other in specs if part.endswith("+") and name in _upstream(specs, other)}
+    slots = {(name, key) for name in names or keys for key in keys[name]}
     if partition is None:
         return slots
     known = {key for _, key in slots if key is not None}
@@ -151,6 +158,16 @@ def _chosen(keys: Keys, select: Sequence[str], partition: str | None) -> set[tup
             f"there is no partition {partition!r} of {', '.join(select) or 'any asset'}", nearest(partition, known)
         )
     return {(name, key) for name, key in slots if key == partition or (key is None and select)}
+
+
+def _upstream(specs: dict[str, dg.AssetSpec], name: str) -> set[str]:
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        parents = {dep.asset_key.path[-1] for dep in specs[waiting.pop()].deps} & set(specs)
+        waiting += parents - found
+        found |= parents
+    return found
 
 
 def _reason(

@@ -226,6 +226,21 @@ def test_select_means_these_assets_in_all_their_partitions(empty: Store) -> None
     }  # fmt: skip
 
 
+def test_a_plus_means_all_upstream_or_downstream(empty: Store) -> None:
+    assert {asset for asset, _ in empty.due("+base_adapter")} == {
+        "source_examples", "teacher_responses", "quality_scores", "curated_examples", "distillation_dataset",
+        "student_model", "trimmed_student", "base_adapter",
+    }  # fmt: skip
+    assert {asset for asset, _ in empty.due("strategy_adapter+")} == {
+        "strategy_adapter",
+        "strategy_evaluation",
+        "model_card",
+    }
+    assert ("gguf_model", None) in empty.due("student_model+") and ("quality_scores", "math") not in empty.due(
+        "student_model+"
+    )
+
+
 def test_select_and_partition_mean_that_partition_of_these_assets(empty: Store) -> None:
     assert empty.due("source_examples", "curated_examples", partition="math") == {
         ("source_examples", "math"), ("curated_examples", "math"),
