@@ -140,15 +140,18 @@ def _chosen(
     """Which nodes were asked for: the assets of ``select`` (all, where there are none), of one partition if given.
 
     ``+NAME`` is an asset with all that is upstream of it, ``NAME+`` with all that is downstream. With a partition, an
-    asset that has none is meant only where it is selected.
+    asset that has none is meant only where it is named.
     """
-    names: set[str] = set()
+    named = {part.strip("+") for part in select}
+    names = set(named)
     for part in select:
         name = part.strip("+")
         if name not in keys:
             raise CogumiError(f"there is no asset {name!r}", nearest(name, keys))
-        names |= {name, *(_upstream(specs, name) if part.startswith("+") else ())}
-        names |= {other for other in specs if part.endswith("+") and name in _upstream(specs, other)}
+        if part.startswith("+"):
+            names |= _upstream(specs, name)
+        if part.endswith("+"):
+            names |= {other for other in specs if name in _upstream(specs, other)}
     slots = {(name, key) for name in names or keys for key in keys[name]}
     if partition is None:
         return slots
@@ -157,7 +160,7 @@ def _chosen(
         raise CogumiError(
             f"there is no partition {partition!r} of {', '.join(select) or 'any asset'}", nearest(partition, known)
         )
-    return {(name, key) for name, key in slots if key == partition or (key is None and select)}
+    return {(name, key) for name, key in slots if key == partition or (key is None and name in named)}
 
 
 def _upstream(specs: dict[str, dg.AssetSpec], name: str) -> set[str]:

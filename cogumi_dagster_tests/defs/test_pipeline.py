@@ -236,6 +236,10 @@ def test_a_plus_means_all_upstream_or_downstream(empty: Store) -> None:
         "strategy_evaluation",
         "model_card",
     }
+    assert {slot for slot in empty.due("strategy_journal+", partition="scheduling")} == {
+        (asset, "scheduling")
+        for asset in ("strategy_journal", "learned_strategy", "strategy_adapter", "strategy_evaluation")
+    }
     assert ("gguf_model", None) in empty.due("student_model+") and ("quality_scores", "math") not in empty.due(
         "student_model+"
     )
