@@ -57,7 +57,9 @@ def trainer_speed(checkpoint: Path, encoded: Sequence[Encoded], config: LoraConf
     )
 
     dtype = compute_dtype(device)
-    nf4 = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+    nf4 = BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, bnb_4bit_use_double_quant=True
+    )
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(

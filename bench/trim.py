@@ -1,4 +1,4 @@
-"""What trimming the vocabulary brings and costs, by how many common tokens are kept beside the corpus's.
+"""What trimming the vocabulary brings and costs, by how many of the first merges are kept besides the corpus's tokens.
 
     python bench/trim.py --folder DIR [--keep 0 2048 8192 16384 32768] [--checkpoint DIR --dataset DIR]
         [--held-out FILE]

@@ -54,7 +54,9 @@ def run(
     profile: ProfileOption = None,
     select: Annotated[
         list[str] | None,
-        typer.Option(help="Assets to materialize, separated by commas, +NAME with all upstream; all when left out."),
+        typer.Option(
+            help="Assets to materialize, separated by commas; else all. +NAME: with all upstream, NAME+: downstream."
+        ),
     ] = None,
     partition: Annotated[str, typer.Option(help="Only this domain, modifier or strategy.")] = "",
 ) -> None:

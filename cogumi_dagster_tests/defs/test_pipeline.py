@@ -236,6 +236,11 @@ def test_a_plus_means_all_upstream_or_downstream(empty: Store) -> None:
         "strategy_evaluation",
         "model_card",
     }
+    code = empty.due("+modifier_evaluation", partition="code")
+    assert {("modifier_evaluation", "code"), ("gguf_model", None), ("curated_examples", "math")} <= code
+    assert ("modifier_adapter", "reasoning") not in code
+    with pytest.raises(CogumiError, match="no partition 'math'"):
+        empty.due("+modifier_evaluation", partition="math")
     assert {slot for slot in empty.due("strategy_journal+", partition="scheduling")} == {
         (asset, "scheduling")
         for asset in ("strategy_journal", "learned_strategy", "strategy_adapter", "strategy_evaluation")

@@ -178,6 +178,7 @@ def compression_frontier(step: Step) -> FrontierReport:
         step.profile.compression,
         tasks=benchmark(step.profile.compression.parity_tasks),
         served=step.path("gguf_model"),
+        seed=step.profile.seed,
         progress=step.progress,
     )
 

@@ -31,6 +31,7 @@ ROWS = "rows.jsonl"
     deps=[gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.DOMAIN_FAILURES,
+    code_version="2",
     pool="gpu",
 )
 def domain_failures(step: Step) -> FailuresReport:
@@ -187,6 +188,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     deps=[packaged_modifier, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
+    code_version="2",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:

@@ -146,7 +146,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     deps=[learned_strategy, strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
-    code_version="3",
+    code_version="4",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip

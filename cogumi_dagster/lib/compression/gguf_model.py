@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,9 @@ from cogumi_dagster.lib.compression.quantize import MixReport, quantize_file, qu
 from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits, perplexity_change
 from cogumi_dagster.lib.evaluation.parity_links import ANSWER_TOKENS
-from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion
+from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, report_json
 from cogumi_dagster.lib.inference.llama import LlamaEngine
+from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.profile import CompressionConfig
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks.base import Task
@@ -73,8 +75,8 @@ class FrontierRow:
     score: Proportion
     """Of the parity chain's benchmark, greedily, through the engine; the majority baseline of open answers is 0."""
     tokens_per_second: float
-    zeros_kept: Proportion
-    """Of the parent's weights that are zero: those that are exactly zero here."""
+    zeros_kept: float
+    """Share of the parent's zeros, those that pruning made and others, that are exactly zero here; 1 if it has none."""
     zstd_ratio: float
     fallback_share: float
     """Share of weights that llama.cpp stored in another type than it wanted, as their rows are no multiple of 256."""
@@ -107,7 +109,7 @@ def export_model(
     With ``config.imatrix`` or ``config.budget_mb``, an importance matrix of ``calibration`` stands beside it.
     """
     model, tokenizer = load_checkpoint(parent, "float32")
-    reference = flatten(answer_logits(model, tokenizer, held_out, 1024))
+    reference = flatten(answer_logits(model, tokenizer, held_out))
     out.mkdir(parents=True, exist_ok=True)
     imatrix = mix = None
     if config.imatrix or config.budget_mb is not None:
@@ -125,12 +127,12 @@ def export_model(
                 f16, model, tokenizer, calibration, out / MODEL_FILE, budget, imatrix=imatrix, seed=seed,
                 progress=progress,
             )  # fmt: skip
-    answers = gguf_answer_logits(out / MODEL_FILE, tokenizer, held_out)
-    change, quantized = perplexity_change(reference, answers, seed), flatten(answers)
+    quantized = gguf_answer_logits(out / MODEL_FILE, tokenizer, held_out)
     before, tokens = perplexity_of(reference)
     after, _ = perplexity_of(quantized)
+    change = perplexity_change(reference, quantized, seed)
     return GgufReport(
-        export, plain, parity(reference, quantized), before, after, after / before, tokens, change,
+        export, plain, parity(reference, flatten(quantized)), before, after, after / before, tokens, change,
         imatrix_tokens=imatrix.tokens if imatrix else 0, mix=mix,
     )  # fmt: skip
 
@@ -143,6 +145,7 @@ def measure_frontier(
     *,
     tasks: Sequence[Task],
     served: Path | None = None,
+    seed: int = 0,
     progress: Progress = silent,
 ) -> FrontierReport:
     """Quantize the parent to each of the profile's types and measure bytes, perplexity, score, speed, zeros and zstd.
@@ -151,7 +154,7 @@ def measure_frontier(
     has a row of its own (``mixed``) where it was made to a budget.
     """
     model, tokenizer = load_checkpoint(parent, "float32")
-    parents = flatten(answer_logits(model, tokenizer, held_out, 1024))
+    parents = flatten(answer_logits(model, tokenizer, held_out))
     reference, tokens = perplexity_of(parents)
     del model
     mixed = served / MODEL_FILE if served and config.budget_mb is not None else None
@@ -161,6 +164,9 @@ def measure_frontier(
     def add(path: Path, export: ExportReport, predicted: int, types: Types, wanted: Types) -> None:
         answers = gguf_answer_logits(path, tokenizer, held_out)
         perplexity, _ = perplexity_of(answers)
+        change = perplexity_change(parents, answers, seed)
+        divergence = parity(parents, flatten(answers)).mean_kl
+        del answers  # 200 kB a token
         fallen = [name for name in types if types[name] != wanted[name]]
         rows.append(
             FrontierRow(
@@ -170,11 +176,11 @@ def measure_frontier(
                 bits_per_weight=export.bits_per_weight,
                 perplexity=perplexity,
                 perplexity_ratio=perplexity / reference,
-                perplexity_change=perplexity_change(parents, answers),
-                mean_kl=parity(parents, flatten(answers)).mean_kl,
+                perplexity_change=change,
+                mean_kl=divergence,
                 score=_score(path, tasks),
                 tokens_per_second=decode_speed(path),
-                zeros_kept=_zeros_kept(path, zeros),
+                zeros_kept=zeros_kept(path, zeros),
                 zstd_ratio=zstd_ratio(path, config.zstd_level),
                 fallback_share=sum(prod(layout.shapes[name]) for name in fallen) / export.parameters,
                 fallbacks=", ".join(sorted({f"{wanted[name]} as {types[name]}" for name in fallen})),
@@ -188,7 +194,7 @@ def measure_frontier(
         f16 = Path(folder) / "f16.gguf"
         write_gguf(parent, f16)
         layout, imatrix = read_layout(f16), _imatrix_of(served)
-        zeros = {name: np.packbits(values == 0) for name, _, values in open_gguf(f16).tensors()}
+        zeros = zeros_of(f16)
         for type in config.frontier_types:
             path = Path(folder) / f"{type}.gguf"
             export = quantize_file(f16, path, type, imatrix=imatrix)
@@ -201,6 +207,7 @@ def measure_frontier(
             types = {tensor.name: tensor.tensor_type.name for tensor in open_gguf(mixed).reader.tensors}
             add(mixed, describe_gguf(mixed, MIXED), layout.bytes_as(types), types, types)
     worst = max(abs(row.predicted_bytes / row.bytes - 1) for row in rows)
+    write_jsonl(out / "frontier.jsonl", (report_json(row) for row in rows))
     return FrontierReport(tuple(rows), reference, tokens, worst)
 
 
@@ -221,12 +228,16 @@ def _shares(export: ExportReport) -> str:
     return ", ".join(f"{kind} {share:.0%}" for share, kind in shares if share >= 0.005)
 
 
-def _zeros_kept(gguf: Path, zeros: Mapping[str, Any]) -> Proportion:
-    """``zeros``: tensor -> where the parent is zero, as packed bits."""
-    kept = 0
-    for name, _, values in open_gguf(gguf).tensors():
-        kept += int(np.bitwise_count(np.packbits(values == 0) & zeros[name]).sum())
-    return Proportion(kept, sum(int(np.bitwise_count(bits).sum()) for bits in zeros.values()))
+def zeros_of(gguf: Path) -> dict[str, Any]:
+    """tensor -> where it is zero, as packed bits."""
+    return {name: np.packbits(values == 0) for name, _, values in open_gguf(gguf).tensors()}
+
+
+def zeros_kept(gguf: Path, parent: Mapping[str, Any]) -> float:
+    """``parent``: its zeros, as ``zeros_of`` gives them."""
+    both = sum(int(np.bitwise_count(bits & parent[name]).sum()) for name, bits in zeros_of(gguf).items())
+    all_of_them = sum(int(np.bitwise_count(bits).sum()) for bits in parent.values())
+    return both / all_of_them if all_of_them else 1.0
 
 
 def _score(gguf: Path, tasks: Sequence[Task]) -> Proportion:
@@ -237,13 +248,16 @@ def _score(gguf: Path, tasks: Sequence[Task]) -> Proportion:
         engine.close()
 
 
-def decode_speed(gguf: Path, streams: int = 4, tokens: int = 32) -> float:
-    """Generated tokens a second with ``streams`` requests at once; prompts are short and counted in the time."""
+def decode_speed(gguf: Path, streams: int = 4, tokens: int = 32, rounds: int = 3) -> float:
+    """Generated tokens a second with ``streams`` requests at once, the median of ``rounds``; prompts are short and
+    counted in the time."""
     engine = LlamaEngine(gguf, slots=streams, context=256, reuse_prompts=False)
     prompts = [[{"role": "user", "content": f"Count from {i} upwards."}] for i in range(streams)]
     engine.chat_many(prompts[:1], max_tokens=4)  # type: ignore[arg-type]
-    started = time.perf_counter()
-    answers = engine.chat_many(prompts, max_tokens=tokens)  # type: ignore[arg-type]
-    seconds = time.perf_counter() - started
+    speeds = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        answers = engine.chat_many(prompts, max_tokens=tokens)  # type: ignore[arg-type]
+        speeds.append(sum(answer.completion_tokens for answer in answers) / (time.perf_counter() - started))
     engine.close()
-    return sum(answer.completion_tokens for answer in answers) / seconds
+    return median(speeds)

@@ -1,5 +1,6 @@
 """Ask the engine tasks and let their verifiers judge: the one way in which anything here is scored."""
 
+import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -84,9 +85,12 @@ def answer_tasks(
 
 
 def machine_seconds(engine: Engine, answers: Sequence[Answered]) -> float:
-    """What the answers took of the whole machine, whenever they were given: requests run side by side."""
-    together = max(1, min(engine.slots, len(answers)))
-    return sum(answer.completion.seconds for answer in answers) / together
+    """How long the engine takes for these answers in a row, also where some were kept of an earlier run: each begins
+    when a slot is free."""
+    ends = [0.0] * engine.slots
+    for answer in answers:
+        heapq.heapreplace(ends, ends[0] + answer.completion.seconds)
+    return max(ends)
 
 
 def accuracy(answers: Sequence[Answered]) -> Proportion:

@@ -76,5 +76,5 @@ def find_failures(
         by_family=by_family(answers),
         solver_passes=sane,
         tokens_per_second=sum(answer.completion.completion_tokens for answer in answers)
-        / max(1e-9, machine_seconds(engine, answers)),
+        / machine_seconds(engine, answers),
     )

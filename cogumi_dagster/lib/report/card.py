@@ -191,8 +191,8 @@ def _headline(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> 
     )
 
 
-def _share(value: Mapping[str, Any] | None) -> str:
-    return f"{value['value']:.1%}" if value and value["value"] is not None else number(None)
+def _share(value: float | None) -> str:
+    return number(None) if value is None else f"{value:.1%}"
 
 
 def _ratio(report: Mapping[str, Any]) -> str:

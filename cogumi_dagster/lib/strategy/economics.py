@@ -27,7 +27,7 @@ class Economics:
     answer_tokens: float
     """Means over the answers of the trained student."""
     seconds_per_answer: float
-    """Of the whole machine: wall time of a full batch over its answers."""
+    """Of the whole machine: the time of all answers, as many at once as there are slots, over their number."""
     usd_per_answer: float
     teachers: tuple[TeacherCost, ...]
 

@@ -49,8 +49,10 @@ def merge_adapter(checkpoint: Path, adapter: Path, out: Path, pairs: Sequence[Pa
     return MergeReport(parity(before, after), perplexity, count)
 
 
-def answer_logits(model: Any, tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> list[tuple[Any, Any]]:
-    """[(log-probabilities (n, vocabulary), targets (n,))] over the answers of ``pairs``."""
+def answer_logits(
+    model: Any, tokenizer: Any, pairs: Sequence[Pair], max_length: int = 1 << 30
+) -> list[tuple[Any, Any]]:
+    """[(log-probabilities (n, vocabulary), targets (n,))] over the answers of ``pairs``; longer pairs are left out."""
     import torch
 
     encoded, _ = encode_pairs(tokenizer, pairs, max_length)

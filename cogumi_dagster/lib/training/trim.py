@@ -47,7 +47,7 @@ def trim_vocabulary(
 ) -> TrimReport:
     """Write the trimmed checkpoint to ``out`` and compare it with the untrimmed one.
 
-    ``keep``: so many tokens are kept besides the corpus's, the first that the tokenizer's training merged.
+    ``keep``: the first so many merges of the tokenizer's training are kept too, whether the corpus uses them or not.
     """
     import torch
 
@@ -56,7 +56,7 @@ def trim_vocabulary(
     before = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     template = tokenizer.apply_chat_template([{"role": "user", "content": ""}], tokenize=False)
     used = {i for ids in before for i in ids} | set(tokenizer.encode(template, add_special_tokens=False))
-    perplexity, count = perplexity_of(answer_logits(model, tokenizer, held_out[:16], 1024))
+    perplexity, count = perplexity_of(answer_logits(model, tokenizer, held_out[:16]))
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     kept = _closure(state, used, keep)
     renumbered = {old: new for new, old in enumerate(kept)}
@@ -78,7 +78,7 @@ def trim_vocabulary(
         token_id = getattr(trimmed, f"{name}_token_id")
         setattr(model.config, f"{name}_token_id", token_id)
         setattr(model.generation_config, f"{name}_token_id", token_id)
-    trimmed_perplexity, trimmed_count = perplexity_of(answer_logits(model, trimmed, held_out[:16], 1024))
+    trimmed_perplexity, trimmed_count = perplexity_of(answer_logits(model, trimmed, held_out[:16]))
     trimmed_perplexity **= trimmed_count / count
     others = [text for pair in held_out for text in (pair.instruction, pair.response)]
     plain = [tokenizer.encode(text, add_special_tokens=False) for text in others]

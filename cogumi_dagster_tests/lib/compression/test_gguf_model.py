@@ -1,7 +1,9 @@
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from cogumi_dagster.lib.compression.gguf_export import write_gguf
 from cogumi_dagster.lib.compression.gguf_model import (
     IMATRIX_FILE,
     MIXED,
@@ -9,6 +11,8 @@ from cogumi_dagster.lib.compression.gguf_model import (
     decode_speed,
     export_model,
     measure_frontier,
+    zeros_kept,
+    zeros_of,
 )  # fmt: skip
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
 from cogumi_dagster.lib.compression.imatrix import read_imatrix
@@ -56,6 +60,16 @@ def test_the_frontier_has_a_row_for_each_type(student: Path, pairs: list[Pair], 
     assert eight.score.count == four.score.count == 2
     assert all(row.perplexity_change.low <= row.perplexity_ratio <= row.perplexity_change.high for row in report.rows)
     assert all(row.tokens_per_second > 0 and 0 < row.zstd_ratio <= 1.01 for row in report.rows)
+
+
+def test_zeros_that_a_type_has_no_value_for_are_lost(student: Path, tmp_path: Path) -> None:
+    write_gguf(student, tmp_path / "f16.gguf")
+    parent = zeros_of(tmp_path / "f16.gguf")
+    name = "blk.0.ffn_up.weight"
+    assert zeros_kept(tmp_path / "f16.gguf", parent) == 1.0
+    pruned = {**parent, name: np.full_like(parent[name], 255)}  # as if all of it had been pruned
+    assert zeros_kept(tmp_path / "f16.gguf", pruned) < 0.5
+    assert zeros_kept(tmp_path / "f16.gguf", {key: np.zeros_like(bits) for key, bits in parent.items()}) == 1.0
 
 
 def test_decoding_speed_is_a_figure(quantized_gguf: Path) -> None:

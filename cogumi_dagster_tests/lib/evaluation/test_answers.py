@@ -1,7 +1,16 @@
 from collections.abc import Callable
 from typing import Any
 
-from cogumi_dagster.lib.evaluation.answers import MAX_TOKENS, accuracy, answer_tasks, by_family, room_for
+from cogumi_dagster.lib.evaluation.answers import (
+    MAX_TOKENS,
+    Answered,
+    accuracy,
+    answer_tasks,
+    by_family,
+    machine_seconds,
+    room_for,
+)
+from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.tasks import FAMILIES, draw_tasks
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
@@ -10,6 +19,16 @@ TASKS = [Task("math", f"family{n % 2}", "easy", f"task {n}", answer=str(n)) for 
 
 def judge(task: Task, response: str) -> Verdict:
     return Verdict(None, "not run") if response == "?" else Verdict(response == task.answer, "judged")
+
+
+def test_machine_time_is_that_of_slots_that_run_side_by_side(scripted_engine: Callable[..., Any]) -> None:
+    engine = scripted_engine(lambda adapter, prompt: "")
+    took = [Answered(TASKS[0], Completion("", "stop", 1, 1, seconds=s), Verdict(True, "")) for s in (3, 1, 1, 1)]
+    assert machine_seconds(engine, took) == 6
+    engine.slots = 2
+    assert machine_seconds(engine, took) == 3
+    engine.slots = 8
+    assert machine_seconds(engine, took) == 3
 
 
 def test_every_answer_is_judged_by_its_own_task(scripted_engine: Callable[..., Any]) -> None:

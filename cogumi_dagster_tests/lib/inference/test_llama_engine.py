@@ -167,12 +167,17 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(f16_gguf: Path, tmp_
     kept = tmp_path / "answers.jsonl"
     how: dict[str, Any] = {"max_tokens": 4, "logprobs": True}
 
-    def killed(done: int, total: int, note: str) -> None:
-        raise KeyboardInterrupt
-
     first = LlamaEngine(f16_gguf, slots=1, kept=kept)
+    answer = first.chat
+
+    def killed(messages: Any, **options: Any) -> Any:
+        if messages == ask(PROMPTS[1]):
+            raise KeyboardInterrupt
+        return answer(messages, **options)
+
+    first.chat = killed  # type: ignore
     with pytest.raises(KeyboardInterrupt):
-        first.chat_many([ask(prompt) for prompt in PROMPTS], progress=killed, **how)
+        first.chat_many([ask(prompt) for prompt in PROMPTS], **how)
     first.close()
     lines = kept.read_text().splitlines()
     assert 1 <= len(lines) < len(PROMPTS)

@@ -1,4 +1,5 @@
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.jsonl import read_jsonl
-from cogumi_dagster.lib.modifiers.evaluate import compare, evaluate_modifier
+from cogumi_dagster.lib.modifiers.evaluate import NOISE_TEMPERATURE, compare, evaluate_modifier
 from cogumi_dagster.lib.modifiers.failures import modifier_tasks
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks.base import Task, Verdict
@@ -113,6 +114,29 @@ def test_the_base_answers_again_and_other_domains_are_asked(
     assert [row.domain for row in report.other_domains] == list(DOMAINS)
     assert all(row.base.count == row.modified.count <= 2 for row in report.other_domains)
     assert seen[-1][0] == seen[-1][1] == len(engine.asked) == 4 * 4 + 2 * 12
+
+
+def test_the_greedy_answers_are_the_base_and_the_sampled_ones_the_noise(
+    scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    known = solutions(modifier_tasks("automation", 6, 5 + 1, "test"))
+    engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
+    plain, heats = engine.chat_many, []
+
+    def sampled_is_right(conversations: Any, *, temperature: Any = 0.0, **how: Any) -> Any:
+        found = plain(conversations, **how)
+        if isinstance(temperature, float):
+            return found
+        heats.extend(temperature)
+        return [
+            replace(answer, text=known[messages[-1]["content"]]) if heat else answer
+            for answer, messages, heat in zip(found, conversations, temperature, strict=True)
+        ]
+
+    engine.chat_many = sampled_is_right
+    report = evaluate_modifier(engine, "automation", tmp_path, count=6, noise_seeds=2, seed=5)
+    assert report.base.successes == 0 and report.noise is not None and report.noise.repaired.value == 1.0
+    assert heats == [0.0, NOISE_TEMPERATURE, NOISE_TEMPERATURE] * 6
 
 
 def test_one_broken_answer_of_many_is_no_regression() -> None:
