@@ -22,7 +22,7 @@ from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 from cogumi_dagster.lib.training.loop import Loop
 from cogumi_dagster.lib.training.merge import answer_logits as padded_logits
 from cogumi_dagster.lib.training.merge import perplexity_of
-from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for, pack, rows_of
+from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for, pack, rows_of, shares_beginnings
 from cogumi_dagster.lib.training.student import save_checkpoint
 from cogumi_dagster.lib.training.workers import Workers
 
@@ -209,7 +209,7 @@ def _hardest(model: Any, encoded: Sequence[Encoded], config: RecoveryConfig) -> 
     model.eval()
     with torch.no_grad():
         for row in rows_of(candidates, max(1024, *(len(item.ids) for item in candidates))):
-            packed = pack(row)
+            packed = pack(row, share=shares_beginnings(model))
             logits = answer_logits(model, packed)
             each = torch.nn.functional.cross_entropy(logits, packed.targets.to(logits.device), reduction="none").cpu()
             answers = each.split([len(item.ids) - item.answer_start for item in row])

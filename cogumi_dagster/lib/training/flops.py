@@ -7,12 +7,12 @@ from typing import Any
 from cogumi_dagster.lib.training.batches import Encoded
 
 
-def step_flops(model: Any, items: Sequence[Encoded], *, checkpointing: bool) -> float:
+def step_flops(model: Any, items: Sequence[Encoded], *, checkpointing: bool, shared: int = 0) -> float:
     """Operations of one optimizer step of a LoRA on ``items``; a multiply-add is two.
 
     Frozen weights cost 2 a token forward and 2 backward (gradients of inputs only), trained ones 2 and 4;
     causal attention 2 x length x width forward and twice that backward, a layer; the head only where a token is
-    supervised. ``checkpointing`` adds the second forward pass.
+    supervised. ``checkpointing`` adds the second forward pass; ``shared`` tokens are not computed a second time.
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = causal.config
@@ -23,7 +23,7 @@ def step_flops(model: Any, items: Sequence[Encoded], *, checkpointing: bool) -> 
         + 2 * config.hidden_size * width * config.num_key_value_heads // config.num_attention_heads
         + 3 * config.hidden_size * config.intermediate_size
     )
-    tokens = sum(len(item.ids) for item in items)
+    tokens = sum(len(item.ids) for item in items) - shared
     supervised = sum(len(item.ids) - item.answer_start for item in items)
     attention = config.num_hidden_layers * sum(2.0 * len(item.ids) ** 2 * width for item in items)
     passes = 3 if checkpointing else 2

@@ -19,7 +19,7 @@ from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Encoded
 from cogumi_dagster.lib.training.flops import step_flops
-from cogumi_dagster.lib.training.packing import Packed, answer_losses, pack, rows_of, schedule
+from cogumi_dagster.lib.training.packing import Packed, answer_losses, pack, rows_of, schedule, shares_beginnings
 from cogumi_dagster.lib.training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def evaluation_loss(model: Any, encoded: Sequence[Encoded], row_tokens: int, wor
     longest = max(len(item.ids) for item in encoded)
     with torch.no_grad():
         for row in workers.share(rows_of(encoded, max(row_tokens, longest))):
-            packed = pack(row)
+            packed = pack(row, share=shares_beginnings(model))
             total += torch.tensor([float(answer_losses(model, packed)), packed.supervised], dtype=torch.float64)
     model.train()
     workers.sum([total])
@@ -138,7 +138,7 @@ class Loop:
             "gradient_norm": norm,
             "tokens": sum(len(item.ids) for item in items),
             "supervised": sum(len(item.ids) - item.answer_start for item in items),
-            "flops": step_flops(self.model, items, checkpointing=self.config.gradient_checkpointing),
+            "flops": step_flops(self.model, items, checkpointing=self.config.gradient_checkpointing, shared=self.saved),
             "seconds": time.perf_counter() - started,
         }
 
@@ -169,17 +169,19 @@ class Loop:
         supervised = sum(len(item.ids) - item.answer_start for item in items)
         longest, tokens = max(len(item.ids) for item in items), sum(len(item.ids) for item in items)
         room = max(longest, min(self.row_tokens, -(-tokens // self.workers.count)))
-        total = torch.zeros(1, dtype=torch.float64)
+        total = torch.zeros(2, dtype=torch.float64)  # loss, tokens saved by sharing
         for row in self.workers.share(rows_of(items, room)):
-            loss = self.losses(self.model, pack(row)) / supervised
+            packed = pack(row, share=shares_beginnings(self.model))
+            loss = self.losses(self.model, packed) / supervised
             loss.backward()
-            total += float(loss.detach())
+            total += torch.tensor([float(loss.detach()), packed.saved])
         if self.workers.count > 1:
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             self.workers.sum([p.grad for p in self.parameters])
             self.workers.sum([total])
-        return float(total)
+        self.saved = int(total[1])
+        return float(total[0])
 
     def _evaluate(self, step: int) -> None:
         loss = evaluation_loss(self.model, self.held_out, self.row_tokens, self.workers)

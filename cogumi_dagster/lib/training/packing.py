@@ -4,12 +4,15 @@ Each example keeps the positions and the attention that it would have alone: the
 the examples begin (``cu_seq_lens``, as flash-attention's variable-length kernels take it), and where
 those kernels are not installed, attention is computed example by example. That is also less work than
 a masked square: attention is quadratic in an example's length instead of the row's.
+
+What all examples of a row begin with (the template's system prompt, a fifth of a short example) is in
+the row once: every example attends to it, and its gradient is the sum of theirs, as if each had its own.
 """
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
@@ -17,6 +20,8 @@ from cogumi_dagster.lib.training.batches import Encoded
 
 PACKED_ATTENTION = "packed"
 """The name under which ``packed_attention`` is known to transformers."""
+SHARED_AT_LEAST = 8
+"""Tokens; a shorter common beginning is not worth the copies."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,9 @@ class Packed:
     predicting: Any
     targets: Any
     bounds: tuple[int, ...]
-    """Where each example begins, and the end of the last."""
+    """Where each example begins, or goes on after the shared beginning, and the end of the last."""
+    shared: int
+    """Tokens that all examples begin with, at the row's start."""
     indices: tuple[int, ...]
 
     @property
@@ -37,30 +44,52 @@ class Packed:
         return self.bounds[-1]
 
     @property
+    def saved(self) -> int:
+        """Tokens that are not computed because they are shared."""
+        return self.shared * (len(self.indices) - 1)
+
+    @property
     def supervised(self) -> int:
         return int(self.targets.numel())
 
 
-def pack(items: Sequence[Encoded]) -> Packed:
-    """Raises CogumiError where no token is supervised (a template that matches nothing)."""
+def shares_beginnings(model: Any) -> bool:
+    """Whether the model's attention is ours, which can; flash-attention's kernels cannot."""
+    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return bool(causal.config._attn_implementation == PACKED_ATTENTION)
+
+
+def pack(items: Sequence[Encoded], *, share: bool = False) -> Packed:
+    """``share``: what all begin with is in the row once.
+
+    Raises:
+        CogumiError: no token is supervised (a template that matches nothing).
+    """
     import torch
 
-    bounds = (0, *accumulate(len(item.ids) for item in items))
+    shared = 0
+    if share and len(items) > 1:
+        columns = zip(*(item.ids for item in items), strict=False)
+        common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+        shared = min(common, *(item.answer_start - 1 for item in items))
+        shared = shared if shared >= SHARED_AT_LEAST else 0
+    bounds = tuple(accumulate((len(item.ids) - shared for item in items), initial=shared))
     predicting = [
-        start + place
+        start + place - shared
         for item, start in zip(items, bounds, strict=False)
         for place in range(item.answer_start - 1, len(item.ids) - 1)
     ]
     if not predicting:
         raise CogumiError("a batch has no supervised token", "the responses of these examples are empty")
-    ids = torch.tensor([token for item in items for token in item.ids])
+    ids = torch.tensor([*items[0].ids[:shared], *(token for item in items for token in item.ids[shared:])])
     places = torch.tensor(predicting)
     return Packed(
         ids=ids[None],
-        positions=torch.cat([torch.arange(len(item.ids)) for item in items])[None],
+        positions=torch.cat([torch.arange(shared), *(torch.arange(shared, len(item.ids)) for item in items)])[None],
         predicting=places,
         targets=ids[places + 1],
         bounds=bounds,
+        shared=shared,
         indices=tuple(item.index for item in items),
     )
 
@@ -94,6 +123,7 @@ def answer_logits(model: Any, packed: Packed) -> Any:
         max_length_q=longest,
         max_length_k=longest,
         bounds=packed.bounds,
+        shared=packed.shared,
     ).last_hidden_state
     return causal.lm_head(hidden[0, packed.predicting.to(device)]).float()
 
@@ -107,9 +137,11 @@ def packed_attention(
     scaling: float | None = None,
     dropout: float = 0.0,
     bounds: tuple[int, ...] | None = None,
+    shared: int = 0,
     **_: Any,
 ) -> tuple[Any, None]:
-    """Causal attention within each example. (1, heads, tokens, size) each; returns (1, tokens, heads, size).
+    """Causal attention within each example and to the shared beginning. (1, heads, tokens, size) each; returns
+    (1, tokens, heads, size).
 
     The signature is that of transformers' attention functions.
     """
@@ -119,12 +151,19 @@ def packed_attention(
     if groups > 1:
         key, value = (side.repeat_interleave(groups, dim=1) for side in (key, value))
     sizes = [end - start for start, end in pairwise(bounds or (0, query.shape[2]))]
+    if shared:
+        sizes.insert(0, shared)
     # split, not slices: the gradient of a slice is a row of zeros as long as the whole, for each example
-    examples = zip(*(side.split(sizes, dim=2) for side in (query, key, value)), strict=True)
+    examples = list(zip(*(side.split(sizes, dim=2) for side in (query, key, value)), strict=True))
+    if shared:
+        beginning, *own = examples
+        examples = [tuple(torch.cat(both, dim=2) for both in zip(beginning, one, strict=True)) for one in own]
     parts = [
         torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
         for q, k, v in examples
     ]
+    if shared:  # every example has computed the beginning, and alike
+        parts = [parts[0][:, :, :shared], *(part[:, :, shared:] for part in parts)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
 
 

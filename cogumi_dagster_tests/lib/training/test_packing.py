@@ -39,10 +39,16 @@ def test_packed_and_unpacked_losses_are_equal(loaded: tuple[Any, Any], student: 
         packed = pack(encoded)
         together = float(answer_losses(model, packed))
         alone = sum(float(answer_losses(model, pack([item]))) for item in encoded)
+        once = pack(encoded, share=True)
+        shared = float(answer_losses(model, once))
         padded = collate(encoded, tokenizer.pad_token_id)
         theirs = float(padded_loss(plain, padded)) * padded.supervised
     assert packed.tokens == sum(len(item.ids) for item in encoded) and packed.supervised == padded.supervised
     assert together == pytest.approx(alone, rel=1e-5)
+    assert once.shared >= 20, "the template's system prompt"
+    assert once.tokens == packed.tokens - once.saved == packed.tokens - once.shared * (len(encoded) - 1)
+    assert once.targets.tolist() == packed.targets.tolist()
+    assert shared == pytest.approx(alone, rel=1e-5)
     assert together == pytest.approx(theirs, rel=1e-4)
 
 
@@ -67,13 +73,30 @@ def test_gradients_are_those_of_the_padded_batch(student: Path, pairs: list[Pair
     found = []
     for chosen, loss in (
         (model, lambda: answer_losses(model, pack(encoded)) / pack(encoded).supervised),
+        (model, lambda: answer_losses(model, pack(encoded, share=True)) / pack(encoded).supervised),
         (plain, lambda: padded_loss(plain, collate(encoded, tokenizer.pad_token_id))),
     ):
         weight = chosen.model.layers[0].self_attn.k_proj.weight
         weight.requires_grad_(True)
+        weight.grad = None
         loss().backward()
         found.append(weight.grad)
-    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[0], found[2], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[1], found[2], rtol=1e-3, atol=1e-6)
+
+
+def test_only_a_beginning_that_all_have_and_no_answer_is_shared() -> None:
+    long = tuple(range(20))
+    one, two = Encoded((*long, 31, 32, 33), 21, 0), Encoded((*long, 41, 42), 21, 1)
+    row = pack([one, two], share=True)
+    assert (row.shared, row.saved, row.bounds) == (20, 20, (20, 23, 25))
+    assert row.ids.tolist() == [[*long, 31, 32, 33, 41, 42]]
+    assert row.positions.tolist() == [[*range(20), 20, 21, 22, 20, 21]]
+    assert row.predicting.tolist() == [20, 21, 23] and row.targets.tolist() == [32, 33, 42]
+    same = Encoded((*long, 31), 20, 2)
+    assert pack([same, same], share=True).shared == 19, "the last token of the prompt predicts, for each its own"
+    assert pack([one], share=True).shared == pack([one, two]).shared == 0
+    assert pack([one, Encoded((*long[:7], 5, 6), 8, 3)], share=True).shared == 0, "too short to be worth it"
 
 
 def test_a_row_without_supervised_tokens_is_refused() -> None:
