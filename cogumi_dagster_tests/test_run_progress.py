@@ -36,5 +36,5 @@ def test_steps_that_were_never_timed_make_the_estimate_a_lower_bound() -> None:
         Node("b", None, "not made yet", 0.0),
         Node("c", None, "not made yet", 0.0),
     ]
-    assert RunProgress(nodes, "no such profile")._left() == f"{terminal.duration(100)} and 2 steps never timed"
-    assert RunProgress(nodes[1:2], "no such profile")._left() == "1 step never timed"
+    assert RunProgress(nodes, "no such profile")._left() == f"{terminal.duration(100)} and 2 untimed steps"
+    assert RunProgress(nodes[1:2], "no such profile")._left() == "1 untimed step"

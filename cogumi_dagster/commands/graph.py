@@ -106,7 +106,7 @@ def show_plan(as_json: bool) -> None:
             took = f" [dim](about {duration(seconds)})[/]" if seconds else ""
             console.print(escape(f"{node.label:44} {node.reason}") + took)
     times = list(progress.expected.values())
-    time = f", about {estimate(sum(times), times.count(0))}" if times else ""
+    time = f", about {estimate(sum(times), times.count(0))}" if sum(times) else ""
     console.print(f"{len(times)} of {len(nodes)} artifacts to make{time}.")
 
 

@@ -30,7 +30,7 @@ def duration(seconds: float) -> str:
 
 def estimate(seconds: float, unknown: int) -> str:
     """A duration, or what is known of it."""
-    steps = f"{unknown} step{'s' if unknown > 1 else ''} never timed"
+    steps = f"{unknown} untimed step{'s' if unknown > 1 else ''}"
     return " and ".join([duration(seconds)] * (seconds > 0 or not unknown) + [steps] * (unknown > 0))
 
 

@@ -114,7 +114,7 @@ def plan(
     """All nodes in the order of making, with why each has to be made (or not).
 
     Raises:
-        CogumiError: an unknown asset or partition.
+        CogumiError: an unknown asset or partition, or a teacher that the catalogue does not have.
     """
     specs = _specs()
     keys = _keys(specs, settings, store, partition)
@@ -188,17 +188,18 @@ def _reason(
     due: set[tuple[str, str | None]],
 ) -> str:
     parents = list(_parents(specs, keys, name, key))
+    metadata = specs[name].metadata
+    # first of all: a teacher that the catalogue does not have is an error now, and not after hours
+    teachers = named_teacher_versions(settings, metadata[ASKS_KEY].value)
+    if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps):
+        teachers |= teacher_versions(settings, [str(key)])
     manifest = current[name, key]
     if manifest is None:
         return "not made yet"
     upstream = [slot for slot in parents if slot in due]
     if upstream:
         return f"after {upstream[0][0]}" + (f" and {len(upstream) - 1} more" if len(upstream) > 1 else "")
-    inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents}
-    if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps):
-        inputs |= teacher_versions(settings, [str(key)])
-    metadata = specs[name].metadata
-    inputs |= named_teacher_versions(settings, metadata[ASKS_KEY].value)
+    inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents} | teachers
     config = config_of(settings.profile, metadata[CONFIG_KEY].value)
     if manifest.fingerprint == fingerprint_of(str(metadata[CODE_KEY]), config, inputs):
         refused = [c["check"] for c in manifest.metrics.get("checks", ()) if c["blocking"] and not c["passed"]]

@@ -220,6 +220,18 @@ def test_lost_files_are_due(full: Store) -> None:
 # select and partition
 
 
+@pytest.mark.parametrize("field", ["strategy__teacher", "modifiers__cascade", "teaching__mix"])
+def test_a_teacher_that_the_catalogue_does_not_have_is_an_error_before_anything_runs(
+    empty: Store, edit_profile: Callable[..., None], field: str
+) -> None:
+    wrong = {"strategy__teacher": "solverr", "modifiers__cascade": ["solverr"]}
+    mix = {**empty.settings.profile.model_dump()["teaching"]["mix"], "math": [{"teacher": "solverr", "share": 1.0}]}
+    edit_profile(**{field: wrong.get(field, mix)})
+    with pytest.raises(CogumiError, match="no teacher 'solverr'") as caught:
+        empty.plan()
+    assert "'solver'" in caught.value.mend
+
+
 def test_select_means_these_assets_in_all_their_partitions(empty: Store) -> None:
     assert empty.due("source_examples", "student_model") == {
         *(("source_examples", domain) for domain in DOMAINS), ("student_model", None),
