@@ -30,8 +30,10 @@ def duration(seconds: float) -> str:
 
 def estimate(seconds: float, unknown: int) -> str:
     """A duration, or what is known of it."""
+    if not unknown:
+        return duration(seconds)
     steps = f"{unknown} untimed step{'s' if unknown > 1 else ''}"
-    return " and ".join([duration(seconds)] * (seconds > 0 or not unknown) + [steps] * (unknown > 0))
+    return f"{duration(seconds)} and {steps}" if seconds else steps
 
 
 class RunProgress:

@@ -142,7 +142,7 @@ def _chosen(
     ``+NAME`` is an asset with all that is upstream of it, ``NAME+`` with all that is downstream (with a partition: what
     has that partition). With a partition, an asset that has none is meant only where it is named, or upstream.
     """
-    named = {name: [part for part in select if part.strip("+") == name] for name in (p.strip("+") for p in select)}
+    named = dict.fromkeys(part.strip("+") for part in select)
     for name in named:
         if name not in keys:
             raise CogumiError(f"there is no asset {name!r}", nearest(name, keys))
@@ -155,13 +155,15 @@ def _chosen(
             )
         slots = {(name, key) for name, key in slots if key == partition or (key is None and name in named)}
     found = set(slots)
+    with_upstream = {part.strip("+") for part in select if part.startswith("+")}
     for name, key in slots:
-        if any(part.startswith("+") for part in named.get(name, ())):
+        if name in with_upstream:
             found |= _upstream(specs, keys, name, key)
-    later = {slot for slot in slots if any(part.endswith("+") for part in named.get(slot[0], ()))}
-    if later:
+    with_downstream = {part.strip("+") for part in select if part.endswith("+")}
+    starts = {slot for slot in slots if slot[0] in with_downstream}
+    if starts:
         others = {(name, key) for name in specs for key in keys[name] if partition in (None, key)}
-        found |= {other for other in others if later & _upstream(specs, keys, *other)}
+        found |= {other for other in others if starts & _upstream(specs, keys, *other)}
     return found
 
 

@@ -124,11 +124,12 @@ class LlamaEngine:
                 answers[index] = self._answer(conversations[index], how)
 
         futures = {self._pool.submit(answer, indices): indices for indices in alike.values()}
+        done = 0
         try:
             for future in as_completed(futures):
                 future.result()
-                last = answers[futures[future][-1]]
-                progress(len(answers), len(conversations), f"{last.completion_tokens} tokens")
+                done += len(futures[future])
+                progress(done, len(conversations), f"{answers[futures[future][-1]].completion_tokens} tokens")
         finally:
             stopped.set()
             for future in futures:

@@ -174,7 +174,7 @@ class Loop:
             packed = pack(row, share=shares_beginnings(self.model))
             loss = self.losses(self.model, packed) / supervised
             loss.backward()
-            total += torch.tensor([float(loss.detach()), packed.saved])
+            total += torch.tensor([float(loss.detach()), packed.saved], dtype=torch.float64)
         if self.workers.count > 1:
             for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
