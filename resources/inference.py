@@ -9,8 +9,6 @@ import dagster as dg
 from cogumi_dagster.lib.inference.llama import LlamaEngine
 from resources.settings import ProfileResource
 
-ANSWERS_FILE = "answers.jsonl"
-
 
 class InferenceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     """Starts the engine that evaluates, teaches and serves."""
@@ -21,7 +19,7 @@ class InferenceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def engine(
         self, gguf: Path, adapters: Mapping[str, Path] | None = None, kept: Path | None = None
     ) -> Iterator[LlamaEngine]:
-        """``kept``: a step's scratch folder, in which its answers survive a kill."""
+        """``kept``: the folder in which answers survive a kill, of this step and of others that ask the same."""
         profile = self.settings.profile
         engine = LlamaEngine(
             gguf,
@@ -30,7 +28,7 @@ class InferenceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             context=profile.serving.context,
             threads=profile.compute.threads,
             max_answer_tokens=profile.serving.max_answer_tokens,
-            kept=kept / ANSWERS_FILE if kept else None,
+            kept=kept,
             gpu_layers=0 if profile.compute.device == "cpu" else 999,
         )
         try:

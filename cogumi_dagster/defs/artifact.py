@@ -22,8 +22,12 @@ from cogumi_dagster.defs.partitions import partitions_made
 from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError, out_of_memory
 from cogumi_dagster.lib.evaluation.statistics import report_json
+from cogumi_dagster.lib.modifiers.failures import families_for
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.progress import Progress
+from cogumi_dagster.lib.routing.examples import ROUTED_DOMAINS
+from cogumi_dagster.lib.strategy.problems import strategy_family
+from cogumi_dagster.lib.tasks import families_of, family_version
 from cogumi_dagster.lib.teacher_data import teacher_data_version
 from cogumi_dagster.lib.teaching.catalogue import load_catalogue, teacher_version
 from cogumi_dagster.lib.training.student import package_version
@@ -37,6 +41,14 @@ from resources.teachers import TeachersResource
 TEACHER_DATA = "teacher_data"
 CONFIG_KEY = "cogumi/config"
 ASKS_KEY = "cogumi/asks"
+TASKS_KEY = "cogumi/tasks"
+TASKS: Mapping[str, Callable[[str | None], Sequence[str]]] = {
+    "": lambda partition: [],
+    "modifier": lambda partition: families_for(str(partition)),
+    "strategy": lambda partition: [part.name for part in strategy_family(str(partition)).each()],
+    "routed": lambda partition: [name for domain in ROUTED_DOMAINS for name in families_of(domain)],
+}
+"""Which families of tasks an asset draws from, by what its ``tasks`` says."""
 CODE_KEY = "cogumi/code_version"
 OWNERS = ["team:cogumi"]
 PIPELINE_TAG = "cogumi/pipeline"
@@ -80,6 +92,11 @@ class Step:
         return {_label(a, p): ref.version for a, refs in self.inputs.items() for p, ref in refs.items()}
 
     @property
+    def answers(self) -> Path:
+        """Where what engines answered is kept, for all steps of the store."""
+        return self.store.root / ".answers"
+
+    @property
     def name(self) -> str:
         """The partition, where the asset has one."""
         assert self.partition is not None
@@ -92,6 +109,7 @@ def artifact(
     kinds: set[str],
     config: Sequence[str] = (),
     asks: Sequence[str] = (),
+    tasks: str = "",
     deps: Sequence[Any] = (),
     partitions_def: dg.PartitionsDefinition | None = None,
     claims: Sequence[Claim] = (),
@@ -100,7 +118,8 @@ def artifact(
     code_version: str = "1",
 ) -> Callable[[Callable[[Step], Any]], dg.AssetsDefinition]:
     """Declare an asset. ``config`` names the profile's sections that the artifact depends on, ``asks`` those
-    fields that name teachers: it depends on them, and on the teachers' prompt, model and temperature."""
+    fields that name teachers: it depends on them, and on the teachers' prompt, model and temperature. ``tasks``, a key
+    of ``TASKS``: it depends on the versions of the families that it draws from."""
     config = (*config, *asks)
 
     def decorate(body: Callable[[Step], Any]) -> dg.AssetsDefinition:
@@ -122,6 +141,7 @@ def artifact(
             metadata={
                 CONFIG_KEY: dg.MetadataValue.json(list(config)),
                 ASKS_KEY: dg.MetadataValue.json(list(asks)),
+                TASKS_KEY: tasks,
                 CODE_KEY: code_version,
             },
         )
@@ -140,7 +160,7 @@ def artifact(
                 inputs = _inputs(context, opened, settings.profile)
                 versions = {_label(a, p): ref.version for a, refs in inputs.items() for p, ref in refs.items()}
                 versions |= teacher_versions(settings, _teacher_partitions(context, settings.profile))
-                versions |= named_teacher_versions(settings, asks)
+                versions |= named_teacher_versions(settings, asks) | task_versions(tasks, partition)
                 chosen = config_of(settings.profile, config)
                 current = opened.current(name, partition)
                 if current and current.manifest.fingerprint == fingerprint_of(code_version, chosen, versions):
@@ -231,6 +251,11 @@ def named_teacher_versions(settings: ProfileResource, fields: Sequence[str]) -> 
     named = [chosen[field] for field in fields]
     names = [name for value in named for name in ([value] if isinstance(value, str) else value)]
     return {_label("teacher", name): teacher_version(known.get(name), package_version()) for name in names}
+
+
+def task_versions(tasks: str, partition: str | None) -> dict[str, str]:
+    """The version of each family of tasks that an asset draws from, as if it were an input artifact."""
+    return {_label("tasks", name): family_version(name) for name in TASKS[tasks](partition)}
 
 
 def _label(asset: str, partition: str | None) -> str:

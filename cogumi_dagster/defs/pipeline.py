@@ -19,9 +19,11 @@ from cogumi_dagster.defs.artifact import (
     CODE_KEY,
     CONFIG_KEY,
     PIPELINE_TAG,
+    TASKS_KEY,
     TEACHER_DATA,
     config_of,
     named_teacher_versions,
+    task_versions,
     teacher_versions,
 )
 from cogumi_dagster.defs.graph import ASSETS
@@ -195,13 +197,14 @@ def _reason(
     teachers = named_teacher_versions(settings, metadata[ASKS_KEY].value)
     if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps):
         teachers |= teacher_versions(settings, [str(key)])
+    given = teachers | task_versions(metadata[TASKS_KEY], key)
     manifest = current[name, key]
     if manifest is None:
         return "not made yet"
     upstream = [slot for slot in parents if slot in due]
     if upstream:
         return f"after {upstream[0][0]}" + (f" and {len(upstream) - 1} more" if len(upstream) > 1 else "")
-    inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents} | teachers
+    inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents} | given
     config = config_of(settings.profile, metadata[CONFIG_KEY].value)
     if manifest.fingerprint == fingerprint_of(str(metadata[CODE_KEY]), config, inputs):
         refused = [c["check"] for c in manifest.metrics.get("checks", ()) if c["blocking"] and not c["passed"]]

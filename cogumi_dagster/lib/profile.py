@@ -259,6 +259,8 @@ class ModifiersConfig(Section):
     """How often the base answers the held-out tasks again, sampling: the floor that repairs must rise above."""
     cross_domain_tasks: Annotated[int, Field(ge=0)] = 0
     """Tasks of each other domain that a modifier answers too."""
+    ship: Literal["passed", "all"] = "passed"
+    """Which modifiers are routed to and served: those that pass their gate, or all (where tasks are too few to say)."""
     min_failures: Count = 10
     clusters: tuple[Count, Count] = (8, 10)
     tier1_samples: Count = 1

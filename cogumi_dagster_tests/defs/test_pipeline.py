@@ -17,8 +17,10 @@ from cogumi_dagster.defs.artifact import (
     ASKS_KEY,
     CODE_KEY,
     CONFIG_KEY,
+    TASKS_KEY,
     config_of,
     named_teacher_versions,
+    task_versions,
     teacher_versions,
 )
 from cogumi_dagster.defs.pipeline import PROCESS_TAG, Node, plan, process_mark, reconcile, run_nodes
@@ -74,6 +76,7 @@ class Store:
         if asset in TAUGHT:
             inputs |= teacher_versions(self.settings, [str(partition)])
         inputs |= named_teacher_versions(self.settings, metadata[ASKS_KEY].value)
+        inputs |= task_versions(str(metadata[TASKS_KEY]), partition)
         config = config_of(self.settings.profile, metadata[CONFIG_KEY].value)
         code = str(metadata[CODE_KEY])
         with self.store.write(asset, partition, code_version=code, config=config, inputs=inputs) as draft:
@@ -156,7 +159,7 @@ def test_a_change_of_one_domain_reaches_its_chain_and_all_that_is_downstream(ful
     reasons = {node.label: node.reason for node in full.plan()}
     assert reasons["source_examples[math]"] == "teacher_data[math] has changed"
     assert reasons["curated_examples[math]"] == "after quality_scores"
-    assert reasons["serving_bundle"] == "after gguf_model and 6 more"
+    assert reasons["serving_bundle"] == "after gguf_model and 9 more"
 
 
 def test_another_prompt_of_a_teacher_reaches_what_asks_it(profile: Path, edit_profile: Callable[..., None]) -> None:

@@ -1,5 +1,7 @@
 """What is shipped: the bundle, its evaluation as a system, and the report."""
 
+from dataclasses import replace
+
 import dagster as dg
 
 from cogumi_dagster.defs.artifact import Step, artifact
@@ -12,12 +14,12 @@ from cogumi_dagster.defs.compression.assets import (
     w4a16_checkpoint,
 )
 from cogumi_dagster.defs.deployment import checks
-from cogumi_dagster.defs.modifiers.assets import modifier_evaluation, packaged_modifier
+from cogumi_dagster.defs.modifiers.assets import modifier_evaluation, packaged_modifier, shipped_adapters
 from cogumi_dagster.defs.routing.assets import ESCALATION, escalation_detector, router_model
 from cogumi_dagster.defs.strategy.assets import strategy_evaluation
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.evaluation.system import SystemReport, evaluate_system
-from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, tokenizer_files
+from cogumi_dagster.lib.modifiers.package import tokenizer_files
 from cogumi_dagster.lib.report.card import CardReport, write_card
 from cogumi_dagster.lib.routing.escalation import EscalationDetector
 from cogumi_dagster.lib.routing.router import Router
@@ -35,14 +37,18 @@ BUNDLE = "bundle"
         parity_chain,
         base_checkpoint,
         dg.AssetDep(packaged_modifier, partition_mapping=dg.AllPartitionMapping()),
+        dg.AssetDep(modifier_evaluation, partition_mapping=dg.AllPartitionMapping()),
         router_model,
         escalation_detector,
     ],
+    config=("modifiers.ship",),
     claims=checks.SERVING_BUNDLE,
+    code_version="2",
 )
 def serving_bundle(step: Step) -> BundleReport:
-    """One folder with a manifest: base, modifiers, router, escalation detector, and every hash and contract."""
-    adapters = {name: folder / ADAPTER_FILE for name, folder in step.paths("packaged_modifier").items()}
+    """One folder with a manifest: base, the modifiers that passed their gate, router, escalation detector, and every
+    hash and contract."""
+    adapters = shipped_adapters(step)
     report = write_bundle(
         step.out / BUNDLE,
         base_gguf=step.path("gguf_model") / MODEL_FILE,
@@ -54,13 +60,17 @@ def serving_bundle(step: Step) -> BundleReport:
         card={"profile": step.profile.name, "artifacts": step.versions()},
     )
     open_bundle(step.out / BUNDLE, verify=True)
-    return report
+    passed = {
+        name: ref.manifest.metrics["report"]["gate_passed"] for name, ref in step.inputs["modifier_evaluation"].items()
+    }
+    return replace(report, gate_not_passed=tuple(str(name) for name in adapters if not passed[name]))
 
 
 @artifact(
     group="deployment",
     kinds={"gguf"},
     config=("routing.examples", "humaneval_problems", "serving.max_answer_tokens"),
+    tasks="routed",
     deps=[serving_bundle],
     claims=checks.SYSTEM_EVALUATION,
     pool="gpu",
@@ -69,7 +79,7 @@ def system_evaluation(step: Step) -> SystemReport:
     """The served system on fresh test tasks against the base alone, each modifier, the oracle and the teacher."""
     bundle = open_bundle(step.path("serving_bundle") / BUNDLE)
     router = Router.load(bundle.router_dir)
-    with step.inference.engine(bundle.base_gguf, bundle.adapters, step.scratch) as engine:
+    with step.inference.engine(bundle.base_gguf, bundle.adapters, step.answers) as engine:
         assistant = Assistant(engine, router, EscalationDetector.load(bundle.escalation))
         return evaluate_system(
             engine,

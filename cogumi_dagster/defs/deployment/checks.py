@@ -4,6 +4,13 @@ from cogumi_dagster.defs.claims import Claim
 
 SERVING_BUNDLE = (
     Claim("files", "files", "files in the bundle, all hashed and verified on opening", at_least=5, blocking=True),
+    Claim("modifiers", lambda m: len(m["adapter_bytes"]), "modifiers that are served", at_least=1),
+    Claim(
+        "gates_passed",
+        lambda m: len(m["gate_not_passed"]),
+        "modifiers that are served without having passed their gate",
+        at_most=0,
+    ),
 )
 SYSTEM_EVALUATION = (
     Claim("no_regression", lambda m: 1.0 - float(m["regresses"]), "routing loses no more than it wins, beyond chance", at_least=1.0),

@@ -1,5 +1,8 @@
 """Modifiers: what the served base gets wrong, patterned, taught, trained, packaged and gated."""
 
+from pathlib import Path
+from typing import Any
+
 import dagster as dg
 
 from cogumi_dagster.defs.artifact import Step, artifact
@@ -11,11 +14,11 @@ from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
 from cogumi_dagster.lib.modifiers.cascade import CascadeReport, run_cascade
 from cogumi_dagster.lib.modifiers.evaluate import ModifierReport, evaluate_modifier
-from cogumi_dagster.lib.modifiers.failures import FailuresReport, find_failures
+from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, find_failures
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, train_on_served_weights
-from cogumi_dagster.lib.tasks import verify
+from cogumi_dagster.lib.tasks import family_version, verify
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.lora import TrainingReport
@@ -27,23 +30,30 @@ ROWS = "rows.jsonl"
 @artifact(
     group="modifiers",
     kinds={"gguf", "jsonl"},
-    config=("modifiers.training_tasks", "modifiers.min_failures", "serving.max_answer_tokens"),
+    config=(
+        "modifiers.training_tasks",
+        "modifiers.held_out_tasks",
+        "modifiers.min_failures",
+        "serving.max_answer_tokens",
+    ),
+    tasks="modifier",
     deps=[gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.DOMAIN_FAILURES,
-    code_version="2",
+    code_version="3",
     pool="gpu",
 )
 def domain_failures(step: Step) -> FailuresReport:
     """The served base's wrong answers on the modifier's training tasks, each with the verifier's reason and the
     token log-probabilities; its right answers beside them, for replay."""
     modifiers = step.profile.modifiers
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.scratch) as engine:
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.answers) as engine:
         return find_failures(
             engine,
             step.name,
             step.out,
             count=modifiers.training_tasks,
+            held_out=modifiers.held_out_tasks,
             min_failures=modifiers.min_failures,
             seed=step.profile.seed,
             progress=step.progress,
@@ -106,6 +116,12 @@ def cascade_examples(step: Step) -> CascadeReport:
     return report
 
 
+def _taught(step: Step) -> list[dict[str, Any]]:
+    """All that a modifier may have learned from."""
+    replayed = read_jsonl(step.path("domain_failures") / "successes.jsonl")
+    return [*read_jsonl(step.path("cascade_examples") / ROWS), *replayed]
+
+
 def _lessons(step: Step) -> list[Pair]:
     return modifier_pairs(
         read_jsonl(step.path("cascade_examples") / ROWS),
@@ -122,6 +138,7 @@ def _lessons(step: Step) -> list[Pair]:
     deps=[cascade_examples, domain_failures, gguf_model, base_checkpoint],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_ADAPTER,
+    code_version="2",
     pool="gpu",
 )
 def modifier_adapter(step: Step) -> TrainingReport:
@@ -141,6 +158,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
         device=step.compute.device,
         processes=step.profile.compute.processes,
         seed=step.profile.seed,
+        balance=True,
         progress=step.progress,
     )
 
@@ -155,7 +173,8 @@ def modifier_adapter(step: Step) -> TrainingReport:
     deps=[modifier_adapter, gguf_model, base_checkpoint, cascade_examples, domain_failures],
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
-    code_version="2",
+    tasks="modifier",
+    code_version="3",
 )  # fmt: skip
 def packaged_modifier(step: Step) -> ModifierPackageReport:
     """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,
@@ -169,6 +188,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
         lessons,
         validation,
         step.out,
+        families={name: family_version(name) for name in families_for(step.name)},
         max_length=step.profile.modifiers.training.max_length,
         prune_shares=step.profile.modifiers.prune_shares,
         prune_keeps=step.profile.modifiers.prune_keeps,
@@ -182,13 +202,14 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     group="modifiers",
     kinds={"gguf"},
     config=(
-        "modifiers.held_out_tasks", "modifiers.noise_seeds", "modifiers.cross_domain_tasks",
+        "modifiers.held_out_tasks", "modifiers.noise_seeds", "modifiers.cross_domain_tasks", "humaneval_problems",
         "serving.max_answer_tokens",
     ),
-    deps=[packaged_modifier, gguf_model],
+    tasks="modifier",
+    deps=[packaged_modifier, cascade_examples, domain_failures, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
-    code_version="2",
+    code_version="3",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:
@@ -196,7 +217,7 @@ def modifier_evaluation(step: Step) -> ModifierReport:
     gate."""
     modifiers = step.profile.modifiers
     adapters = {step.name: step.path("packaged_modifier") / ADAPTER_FILE}
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters, step.scratch) as engine:
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters, step.answers) as engine:
         return evaluate_modifier(
             engine,
             step.name,
@@ -204,9 +225,22 @@ def modifier_evaluation(step: Step) -> ModifierReport:
             count=modifiers.held_out_tasks,
             noise_seeds=modifiers.noise_seeds,
             cross_domain_tasks=modifiers.cross_domain_tasks,
+            humaneval=step.profile.humaneval_problems,
+            lessons=[Task.from_json(row["task"]) for row in _taught(step)],
             seed=step.profile.seed,
             progress=step.progress,
         )
+
+
+def shipped_adapters(step: Step) -> dict[str, Path]:
+    """The packaged modifiers that are served: those that passed their gate, or all where the profile says so."""
+    all_of_them = step.profile.modifiers.ship == "all"
+    passed = {
+        name
+        for name, ref in step.inputs["modifier_evaluation"].items()
+        if all_of_them or ref.manifest.metrics["report"]["gate_passed"]
+    }
+    return {name: folder / ADAPTER_FILE for name, folder in step.paths("packaged_modifier").items() if name in passed}
 
 
 ASSETS = [

@@ -1,6 +1,15 @@
 """What a modifier must earn."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from cogumi_dagster.defs.claims import Claim, ratio
+
+
+def _keeps(report: Mapping[str, Any]) -> float | None:
+    """Not evaluated where the base had nothing right that could be broken."""
+    return 1.0 - float(report["regresses"]) if report["kept"]["count"] else None
+
 
 DOMAIN_FAILURES = (
     Claim("enough_failures", "failures", "wrong answers of the base to learn from", at_least=10, blocking=True),
@@ -27,7 +36,8 @@ PACKAGED_MODIFIER = (
 )  # fmt: skip
 MODIFIER_EVALUATION = (
     Claim("repairs_failures", "improves", "more repairs than breaks, beyond chance (McNemar, p < 0.05) and above the noise floor", at_least=1.0),
-    Claim("keeps_successes", lambda m: 1.0 - float(m["regresses"]), "no more breaks than repairs beyond chance, nor than the noise floor", at_least=1.0),
+    Claim("keeps_successes", _keeps, "no more breaks than repairs beyond chance, nor than the noise floor allows (without one: 2 %)", at_least=1.0),
     Claim("repaired_share", "repaired", "share of the base's failures repaired", at_least=0.30),
     Claim("kept_share", "kept", "share of the base's successes kept", at_least=0.98),
+    Claim("held_out_is_new", "near_lessons", "held-out tasks of which it was taught a near-duplicate", at_most=0),
 )  # fmt: skip

@@ -4,11 +4,10 @@ import dagster as dg
 
 from cogumi_dagster.defs.artifact import Step, artifact
 from cogumi_dagster.defs.compression.assets import gguf_model
-from cogumi_dagster.defs.modifiers.assets import packaged_modifier
+from cogumi_dagster.defs.modifiers.assets import modifier_evaluation, packaged_modifier, shipped_adapters
 from cogumi_dagster.defs.routing import checks
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.jsonl import read_jsonl
-from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE
 from cogumi_dagster.lib.routing.calibration import Calibration, CalibrationReport, fit_calibration
 from cogumi_dagster.lib.routing.escalation import EscalationReport, fit_escalation
 from cogumi_dagster.lib.routing.examples import RoutingExamplesReport, collect_examples
@@ -23,15 +22,21 @@ ESCALATION = "escalation.npz"
 @artifact(
     group="routing",
     kinds={"gguf", "jsonl"},
-    config=("routing.examples", "serving.max_answer_tokens"),
-    deps=[gguf_model, dg.AssetDep(packaged_modifier, partition_mapping=dg.AllPartitionMapping())],
+    config=("routing.examples", "modifiers.ship", "serving.max_answer_tokens"),
+    tasks="routed",
+    deps=[
+        gguf_model,
+        dg.AssetDep(packaged_modifier, partition_mapping=dg.AllPartitionMapping()),
+        dg.AssetDep(modifier_evaluation, partition_mapping=dg.AllPartitionMapping()),
+    ],
     claims=checks.ROUTING_EXAMPLES,
+    code_version="2",
     pool="gpu",
 )
 def routing_examples(step: Step) -> RoutingExamplesReport:
-    """Base and modifiers on the same held-out tasks (split validation), with token log-probabilities."""
-    adapters = {name: folder / ADAPTER_FILE for name, folder in step.paths("packaged_modifier").items()}
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, adapters, step.scratch) as engine:
+    """Base and the modifiers that passed their gate on the same held-out tasks (split validation), with token
+    log-probabilities."""
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, shipped_adapters(step), step.answers) as engine:
         return collect_examples(
             engine,
             step.out,

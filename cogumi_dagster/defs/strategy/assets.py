@@ -50,10 +50,11 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
         "teaching.max_tokens", "serving.max_answer_tokens",
     ),
     asks=("strategy.teacher",),
+    tasks="strategy",
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
-    code_version="2",
+    code_version="3",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
@@ -77,7 +78,7 @@ def strategy_journal(step: Step) -> JournalReport:
     with _teacher(step) as teacher:
         if teacher is not None:
             return keep(teacher)
-    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.scratch) as engine:
+    with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.answers) as engine:
         return keep(SolverTeacher(engine, family))
 
 
@@ -86,10 +87,11 @@ def strategy_journal(step: Step) -> JournalReport:
     kinds={"python", "jsonl"},
     config=("strategy.traces", "teaching.max_tokens"),
     asks=("strategy.teacher",),
+    tasks="strategy",
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
-    code_version="3",
+    code_version="4",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def learned_strategy(step: Step) -> StrategyReport:
@@ -143,10 +145,11 @@ def strategy_adapter(step: Step) -> TrainingReport:
         "teaching.max_tokens", "serving.max_answer_tokens",
     ),
     asks=("strategy.teacher",),
+    tasks="strategy",
     deps=[learned_strategy, strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
-    code_version="4",
+    code_version="5",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
@@ -158,7 +161,7 @@ def strategy_evaluation(step: Step) -> StrategyEvaluation:
     adapters = {ADAPTER: adapter.path / ADAPTER_FILE}
     learned = json.loads((step.path("learned_strategy") / STRATEGY_FILE).read_text())
     base = step.path("gguf_model") / MODEL_FILE
-    with _teacher(step) as teacher, step.inference.engine(base, adapters, step.scratch) as engine:
+    with _teacher(step) as teacher, step.inference.engine(base, adapters, step.answers) as engine:
         return evaluate_strategy(
             engine,
             strategy_family(step.name),

@@ -1,6 +1,16 @@
 """What a strategy must show."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from cogumi_dagster.defs.claims import Claim, ratio
+
+
+def _missed(report: Mapping[str, Any]) -> int | None:
+    """Not evaluated where no suite with an aim was taken."""
+    suites = [suite for suite in report["suites"] if suite["aims"]]
+    return sum(len(suite["missed"]) for suite in suites) if suites else None
+
 
 STRATEGY_JOURNAL = (Claim("strategies_tried", "strategies", "strategies that were tried on problems", at_least=2),)
 LEARNED_STRATEGY = (
@@ -14,4 +24,6 @@ STRATEGY_ADAPTER = (
 STRATEGY_EVALUATION = (
     Claim("better_than_untrained", lambda m: m["adapter_balanced_accuracy"] - m["untrained_balanced_accuracy"], "gain in balanced accuracy over the untrained student", at_least=0.05),
     Claim("balanced_accuracy", lambda m: m["stages"][2]["balanced_accuracy"], "balanced accuracy of the served student with adapter", at_least="strategy_balanced_accuracy"),
+    Claim("beyond_chance", "p_value", "McNemar's p of adapter against no adapter, the same problems", at_most=0.05),
+    Claim("suites_reach_aims", _missed, "aims of the family's suites that the student misses", at_most=0),
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """A tokenizer and its chat template in a GGUF's metadata."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
@@ -51,6 +52,19 @@ def add_tokenizer(writer: Any, tokenizer: Any, rows: int) -> None:
         template = [{"name": name, "template": text} for name, text in template.items()]
     if template:
         writer.add_chat_template(template)
+
+
+def write_vocabulary(tokenizer: Any, rows: int, out: Path) -> None:
+    """A GGUF of the tokenizer alone, for llama.cpp to tokenize with; raises what ``add_tokenizer`` refuses."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(out, "llama")
+    try:
+        add_tokenizer(writer, tokenizer, rows)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+    finally:
+        writer.close()
 
 
 def _added_around(tokenizer: Any) -> tuple[bool, bool]:

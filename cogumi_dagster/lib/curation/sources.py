@@ -33,7 +33,7 @@ from cogumi_dagster.lib.curation.mappings import mapping_named
 from cogumi_dagster.lib.curation.records import SourceRecord, Tally, read_records
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.profile import DOMAINS
-from cogumi_dagster.lib.tasks import FILE_FAMILY, Pool, draw_from, family_pool, get_family
+from cogumi_dagster.lib.tasks import FILE_FAMILY, Pool, draw_from, family_pool, family_version, get_family
 from cogumi_dagster.lib.tasks.base import Difficulty, Split, Task
 
 log = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ def sources_version(domain: str, folder: Path) -> str:
             parts += [(name, tag.encode()) for name, tag in sorted(s3_objects(file.path).items())]
         else:
             parts += [(Path(name).name, _hash(name)) for name in find_files(file.path, folder)]
-    parts += [(name, _version_of(name).encode()) for name in sources.families]
+    parts += [(name, family_version(name).encode()) for name in sources.families]
     for name, content in parts:
         digest.update(f"{name}\n{len(content)}\n".encode())
         digest.update(content)
@@ -229,17 +229,6 @@ def _hash(name: str) -> bytes:
 def _hash_of_large(name: str, size: int, changed: int) -> bytes:
     with Path(name).open("rb") as content:
         return hashlib.file_digest(content, "sha256").digest()
-
-
-def _version_of(family: str) -> str:
-    """The family's code version, and that of the data file that it reads."""
-    one = get_family(family)
-    version = str(getattr(one, "version", "1"))
-    if family.endswith("_guided"):
-        from cogumi_dagster.lib.tasks.writing import seeds_version
-
-        return f"{version}:{seeds_version(one.domain)}"
-    return version
 
 
 def _list_of(path: Path, data: Mapping[str, Any], key: str) -> list[Any]:

@@ -62,12 +62,12 @@ def answer_tasks(
     judge: Callable[[Task, str], Verdict] = verify,
     logprobs: bool = False,
     temperature: float | Sequence[float] = 0.0,
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,
     progress: Progress = silent,
 ) -> list[Answered]:
     """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays.
 
-    ``temperature`` is of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``).
+    ``temperature`` and ``seed`` are of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``).
     """
     completions = engine.chat_many(
         [conversation(task, before) for task in tasks],

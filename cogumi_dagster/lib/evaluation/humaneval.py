@@ -22,12 +22,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.inference import Engine, Message
+from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.sandbox import Opaque, Outcome, Sandbox, sandbox_available
 from cogumi_dagster.lib.tasks.base import Verdict
 from cogumi_dagster.lib.tasks.code import extract_code
 
 log = logging.getLogger(__name__)
 
+ANSWER_TOKENS = 192
 _RANDOM_SEED = 0
 _INDENT = "    "
 
@@ -108,6 +111,15 @@ def program_for(problem: Problem, response: str) -> str:
     if lines and not lines[0].startswith((" ", "\t")):
         lines = [_INDENT + line for line in lines]
     return problem.prompt.rstrip() + "\n" + "\n".join(lines) + "\n"
+
+
+def answer_problems(
+    engine: Engine, problems: Sequence[Problem], adapter: str | None, progress: Progress = silent
+) -> list[Verdict]:
+    """The engine's greedy answers (pass@1), judged."""
+    prompts: list[list[Message]] = [[{"role": "user", "content": prompt_for(problem)}] for problem in problems]
+    answers = engine.chat_many(prompts, adapter=adapter, max_tokens=ANSWER_TOKENS, progress=progress)
+    return [check(problem, answer.text) for problem, answer in zip(problems, answers, strict=True)]
 
 
 def check(problem: Problem, response: str, sandbox: Sandbox | None = None) -> Verdict:

@@ -1,13 +1,13 @@
 """The served system against its parts: base alone, each modifier, always-modifier, oracle, teacher."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.evaluation.answers import answer_tasks
-from cogumi_dagster.lib.evaluation.humaneval import check, load_problems, prompt_for
+from cogumi_dagster.lib.evaluation.humaneval import answer_problems, load_problems
 from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar
 from cogumi_dagster.lib.inference import Engine, Message
 from cogumi_dagster.lib.jsonl import write_jsonl
@@ -17,7 +17,6 @@ from cogumi_dagster.lib.serving.answering import Assistant, Params, Router
 from cogumi_dagster.lib.tasks import verify
 
 SERVED_SPOT_CHECKS = 5
-HUMANEVAL_TOKENS = 192
 
 
 @dataclass(frozen=True)
@@ -160,13 +159,11 @@ def _spot_checks(
     return Proportion(same, len(chosen)), (time.perf_counter() - started) / max(1, len(chosen))
 
 
-def _humaneval(engine: Engine, limit: int, judge: Callable[..., Any] = check) -> tuple[BenchmarkRow, ...]:
+def _humaneval(engine: Engine, limit: int) -> tuple[BenchmarkRow, ...]:
     problems = load_problems(limit).problems
-    prompts: list[list[Message]] = [[{"role": "user", "content": prompt_for(p)}] for p in problems]
     rows = []
     for adapter in (None, "code") if "code" in engine.adapters else (None,):
-        completions = engine.chat_many(prompts, adapter=adapter, max_tokens=HUMANEVAL_TOKENS)
-        verdicts = [judge(p, c.text) for p, c in zip(problems, completions, strict=True)]
+        verdicts = answer_problems(engine, problems, adapter)
         judged = [v for v in verdicts if v.passed is not None]
         rows.append(
             BenchmarkRow(

@@ -100,11 +100,13 @@ class Engine(Protocol):
         adapter: str | None = None,
         max_tokens: int | Sequence[int] = 256,
         temperature: float | Sequence[float] = 0.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         logprobs: bool = False,
         progress: Progress = silent,
     ) -> list[Completion]:
         """Answer all, in the given order, as many at once as the engine has slots.
+
+        Limits, temperatures and seeds are of all or of each; a single seed is the first's, and grows by one.
 
         Equal conversations, as samples of one prompt are, run one after another, so that it is read once.
         """

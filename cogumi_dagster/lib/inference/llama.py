@@ -40,8 +40,8 @@ class LlamaEngine:
         kept: Path | None = None,
     ) -> None:
         """``context`` is in tokens, per slot; ``reuse_prompts``: what a slot has cached of a prompt is not read again;
-        ``max_answer_tokens`` caps every answer. What ``chat_many`` answers is written to ``kept`` at once, and is not
-        asked again by an engine of the same files that is given it.
+        ``max_answer_tokens`` caps every answer. What ``chat_many`` answers is written to the folder ``kept`` at once,
+        and is not asked again by an engine of the same files that is given it.
 
         Raises:
             CogumiError: a file is missing or not loadable.
@@ -79,7 +79,7 @@ class LlamaEngine:
             ) from error
         self._places, self._reuse = Slots(slots), reuse_prompts
         self._most = max_answer_tokens or context
-        self._kept = KeptAnswers(kept) if kept else None
+        self._kept = KeptAnswers(kept, gguf, paths) if kept else None
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
         # an engine that never answered hangs in its destructor where another failed to load before (xllamacpp)
         self.complete("a", max_tokens=1)
@@ -103,14 +103,15 @@ class LlamaEngine:
         adapter: str | None = None,
         max_tokens: int | Sequence[int] = 256,
         temperature: float | Sequence[float] = 0.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         logprobs: bool = False,
         progress: Progress = silent,
     ) -> list[Completion]:
         limits = [max_tokens] * len(conversations) if isinstance(max_tokens, int) else max_tokens
         heats = [temperature] * len(conversations) if isinstance(temperature, int | float) else temperature
+        seeds = [seed + index for index in range(len(conversations))] if isinstance(seed, int) else seed
         alike: dict[str, list[int]] = {}
-        for index, (messages, _, _) in enumerate(zip(conversations, limits, heats, strict=True)):
+        for index, (messages, *_) in enumerate(zip(conversations, limits, heats, seeds, strict=True)):
             alike.setdefault(_as_text(messages), []).append(index)
         answers: dict[int, Completion] = {}
         stopped = threading.Event()
@@ -120,7 +121,7 @@ class LlamaEngine:
                 if stopped.is_set():
                     return
                 how = {"adapter": adapter, "max_tokens": limits[index], "temperature": heats[index],
-                       "seed": seed + index, "logprobs": logprobs}  # fmt: skip
+                       "seed": seeds[index], "logprobs": logprobs}  # fmt: skip
                 answers[index] = self._answer(conversations[index], how)
 
         futures = {self._pool.submit(answer, indices): indices for indices in alike.values()}
@@ -140,7 +141,8 @@ class LlamaEngine:
         """From the answers kept of an earlier run, or anew."""
         if self._kept is None:
             return self.chat(messages, **how)
-        request = {"messages": list(messages), **how}
+        request = {"messages": list(messages), "context": self.context, **how}
+        request["max_tokens"] = min(request["max_tokens"], self._most)
         found = self._kept.get(request)
         if found is None:
             found = self.chat(messages, **how)

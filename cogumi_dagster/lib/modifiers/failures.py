@@ -9,8 +9,9 @@ from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks, by_fam
 from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
+from cogumi_dagster.lib.modifiers.near import NearDuplicates
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.tasks import draw_tasks, families_of, verify
+from cogumi_dagster.lib.tasks import Pool, draw_from, draw_tasks, families_of, family_pool, verify
 from cogumi_dagster.lib.tasks.base import Split, Task
 
 MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
@@ -19,6 +20,9 @@ MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
     "automation": ("automation",),
 }
 """The task domains that each modifier answers for."""
+
+SPARE = 3
+"""Times as many tasks are drawn as are wanted, since some are near-duplicates of held-out ones."""
 
 
 @dataclass(frozen=True)
@@ -35,21 +39,52 @@ class FailuresReport:
     tokens_per_second: float
 
 
+def families_for(modifier: str) -> list[str]:
+    """The families of tasks of a modifier's domains."""
+    return [name for domain in MODIFIER_DOMAINS[modifier] for name in families_of(domain)]
+
+
 def modifier_tasks(modifier: str, count: int, seed: int, split: Split) -> list[Task]:
     """Tasks of one split from all families of a modifier's domains."""
-    names = [name for domain in MODIFIER_DOMAINS[modifier] for name in families_of(domain)]
-    return draw_tasks(names, count, seed, split)
+    return draw_tasks(families_for(modifier), count, seed, split)
+
+
+def held_out_tasks(modifier: str, count: int, seed: int) -> list[Task]:
+    """The tasks (split ``test``) on which a modifier is evaluated."""
+    return modifier_tasks(modifier, count, seed + 1, "test")
+
+
+def training_tasks(modifier: str, count: int, seed: int, held_out: int) -> list[Task]:
+    """The tasks (split ``train``) that a modifier may learn from: none is a near-duplicate of the ``held_out`` tasks on
+    which it will be evaluated."""
+    others = NearDuplicates(held_out_tasks(modifier, held_out, seed))
+
+    def new(pool: Pool) -> Pool:
+        return lambda number, difficulty: [
+            task for task in pool(SPARE * number, difficulty) if task not in others
+        ][:number]  # fmt: skip
+
+    pools = {name: (1.0, new(family_pool(name, seed))) for name in families_for(modifier)}
+    return draw_from(pools, count, {"train"})
 
 
 def find_failures(
-    engine: Engine, modifier: str, out: Path, *, count: int, min_failures: int, seed: int, progress: Progress = silent
+    engine: Engine,
+    modifier: str,
+    out: Path,
+    *,
+    count: int,
+    held_out: int = 0,
+    min_failures: int,
+    seed: int,
+    progress: Progress = silent,
 ) -> FailuresReport:
     """Answer ``count`` training tasks with the base alone; write failures.jsonl and successes.jsonl.
 
     Raises:
         CogumiError: a family's verifier rejects its own solver, or fewer failures than ``min_failures``.
     """
-    tasks = modifier_tasks(modifier, count, seed, "train")
+    tasks = training_tasks(modifier, count, seed, held_out)
     solved = [verify(task, task.solution) for task in tasks if task.solution is not None]
     judged = [verdict for verdict in solved if verdict.passed is not None]
     sane = Proportion.of([v.passed is True for v in judged])

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
 from cogumi_dagster.lib.modifiers.prune import PruneReport, prune_where_quality_holds
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.serving.contract import TOKENIZER_FILE, contract_of
+from cogumi_dagster.lib.serving.contract import FAMILIES, TOKENIZER_FILE, contract_of, family_versions
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 from cogumi_dagster.lib.training.merge import ParityReport, answer_logits, parity
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -48,6 +48,7 @@ def package_modifier(
     validation: Sequence[Pair],
     out: Path,
     *,
+    families: Mapping[str, str],
     max_length: int = 1024,
     prune_shares: Sequence[float] = (),
     prune_keeps: float = 0.95,
@@ -55,14 +56,16 @@ def package_modifier(
     dictionary_kb: int,
     progress: Progress = silent,
 ) -> ModifierPackageReport:
-    """Write ``modifier.gguf``, its zstd package and ``contract.json`` to ``out``.
+    """Write ``modifier.gguf``, its zstd package and ``contract.json`` to ``out``. ``families`` are the versions of the
+    families of tasks that it was taught.
 
     It is pruned as far as it keeps its gain on ``validation``, lessons that it was not trained on (see ``prune``), and
     compared on ``lessons``. Longer ones than ``max_length`` tokens are left out, as in training.
     """
     from peft import PeftModel
 
-    contract = contract_of(gguf, tokenizer_files(tokenizer_from)).model_dump()
+    base_of = contract_of(gguf, tokenizer_files(tokenizer_from)).model_dump()
+    contract = {**base_of, FAMILIES: family_versions(families)}
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out) as folder:
         scratch = Path(folder)

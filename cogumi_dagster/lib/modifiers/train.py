@@ -16,6 +16,7 @@ from cogumi_dagster.lib.training.launch import train_lora_on
 from cogumi_dagster.lib.training.lora import TrainingReport
 
 VALIDATION_SHARE = 0.1
+REPLAY = "replay"
 
 
 def train_on_served_weights(
@@ -29,9 +30,13 @@ def train_on_served_weights(
     device: str,
     processes: int = 1,
     seed: int,
+    balance: bool = False,
     progress: Progress = silent,
 ) -> TrainingReport:
-    """Dequantize ``gguf`` into ``scratch`` (once) and train a LoRA on it; a tenth of the pairs is validation."""
+    """Dequantize ``gguf`` into ``scratch`` (once) and train a LoRA on it; a tenth of the pairs is validation.
+
+    ``balance``: see ``balanced``.
+    """
     served = scratch / "served"
     if not (served / "model.safetensors").is_file():
         aside = scratch / f".served-{os.getpid()}"
@@ -42,7 +47,7 @@ def train_on_served_weights(
     return train_lora_on(
         processes,
         served,
-        train,
+        balanced(train) if balance else train,
         out,
         config,
         validation=validation,
@@ -61,6 +66,24 @@ def split_lessons(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pa
     return order[held_out:], order[:held_out]
 
 
+MOST_REPEATS = 3
+
+
+def balanced(pairs: Sequence[Pair]) -> list[Pair]:
+    """Pairs of smaller groups again, up to the size of a mean group and ``MOST_REPEATS`` times at most; not replay."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        if pair.group != REPLAY:
+            groups.setdefault(pair.group, []).append(pair)
+    mean = sum(map(len, groups.values())) / max(1, len(groups))
+    again = [
+        group[at % len(group)]
+        for group in groups.values()
+        for at in range(len(group), min(round(mean), MOST_REPEATS * len(group)))
+    ]
+    return [*pairs, *again]
+
+
 def task_pairs(path: Path) -> list[Pair]:
     """Tasks with their exact solutions, as training pairs."""
     return [Pair(row["prompt"], row["solution"], row["family"]) for row in read_jsonl(path)]
@@ -69,9 +92,10 @@ def task_pairs(path: Path) -> list[Pair]:
 def modifier_pairs(
     cascade: Sequence[dict[str, Any]], successes: Sequence[dict[str, Any]], replay_share: float, seed: int
 ) -> list[Pair]:
-    """What the modifier learns: the cascade's verified answers, and a replay of answers the base got right."""
-    lessons = [Pair(row["task"]["prompt"], row["response"], row["task"]["family"]) for row in cascade]
+    """What the modifier learns: the cascade's verified answers, grouped by their pattern of failures, and a replay of
+    answers the base got right."""
+    lessons = [Pair(row["task"]["prompt"], row["response"], f"pattern {row['cluster']}") for row in cascade]
     replayed = list(successes)
     random.Random(seed).shuffle(replayed)
     keep = min(len(replayed), round(replay_share * len(lessons) / max(1e-9, 1 - replay_share)))
-    return lessons + [Pair(row["task"]["prompt"], row["response"], "replay") for row in replayed[:keep]]
+    return lessons + [Pair(row["task"]["prompt"], row["response"], REPLAY) for row in replayed[:keep]]

@@ -195,6 +195,22 @@ def _share(value: float | None) -> str:
     return number(None) if value is None else f"{value:.1%}"
 
 
+def _right(value: Mapping[str, Any] | None) -> str:
+    """``17 of 24``."""
+    return f"{value['successes']} of {value['count']}" if value else ""
+
+
+def _aims(row: Mapping[str, Any]) -> str:
+    """``accuracy 0.99 reached, recall NO 0.97 missed``; of sets also the worst."""
+    missed = row.get("missed", ())
+    parts = [f"{name} {aim:g} {'missed' if name in missed else 'reached'}" for name, aim in row.get("aims", {}).items()]
+    if sets := row.get("sets"):
+        parts.append(
+            f"{len(sets)} sets, {min(one['value'] for one in sets):.3f} to {max(one['value'] for one in sets):.3f}"
+        )
+    return ", ".join(parts)
+
+
 def _ratio(report: Mapping[str, Any]) -> str:
     """``1.007 (1.001 to 1.012)``."""
     change = report.get("perplexity_change") or {"low": None}
@@ -238,6 +254,28 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                 for k, r in modifiers.items()
             ),
         )  # fmt: skip
+        yield Table(
+            "Modifiers by family",
+            "The same held-out tasks.",
+            ("modifier", "family", "base", "with modifier"),
+            tuple(
+                (str(k), row["family"], proportion(row["base"]), proportion(row["modified"]))
+                for k, r in modifiers.items()
+                for row in r.get("families", ())
+            ),
+        )
+        public = [(str(k), row) for k, r in modifiers.items() for row in r.get("benchmarks", ())]
+        if public:
+            yield Table(
+                "Modifiers on public benchmarks",
+                "No training task was generated from them.",
+                ("modifier", "benchmark", "base", "with modifier", "repaired", "broken", "McNemar p"),
+                tuple(
+                    (k, row["benchmark"], row["not_run"] or proportion(row["base"]), row["not_run"] or proportion(row["modified"]),
+                     str(row["repaired"]), str(row["broken"]), number(row["p_value"]))
+                    for k, row in public
+                ),
+            )  # fmt: skip
         crossed = [(str(k), row) for k, r in modifiers.items() for row in r.get("other_domains", ())]
         if crossed:
             yield Table(
@@ -269,7 +307,7 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             + f"Strategy {report['best_strategy']} did best: {report['best_text'] or 'none'}",
             ("batch", "strategy", "right", "balanced accuracy", "note"),
             tuple(
-                (str(e["batch"] + 1), str(e["strategy"]), proportion(e["accuracy"]), number(e["balanced_accuracy"]), e["note"])
+                (str(e["batch"] + 1), str(e["strategy"]), proportion(e["accuracy"]), proportion(e["balanced_accuracy"]), e["note"])
                 for e in report["entries"]
             ),
         )  # fmt: skip
@@ -278,13 +316,13 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             f"Strategy: {key}",
             f"{report['problems']} problems of the test split, classes balanced where answers are closed; majority baseline "
             f"{report['majority']['value']:.2f}. Suites are of the student with adapter.",
-            ("stage or suite", "problems", "accuracy", "balanced accuracy", "recall by class", "exact traces"),
+            ("stage or suite", "problems", "accuracy", "easy", "medium", "hard", "balanced accuracy", "recall by class", "exact traces", "aims"),
             tuple(
                 (
                     row.get("stage") or row["suite"], str(row["problems"]), proportion(row["accuracy"]),
-                    proportion(row["balanced_accuracy"]),
+                    *(_right(row.get(level)) for level in ("easy", "medium", "hard")), proportion(row["balanced_accuracy"]),
                     ", ".join(f"{label} {proportion(share)}" for label, share in row["recalls"].items()) or "open answers",
-                    proportion(row["exact_traces"]),
+                    proportion(row["exact_traces"]), _aims(row),
                 )
                 for row in (*report["stages"], *report["suites"])
             ),

@@ -26,6 +26,7 @@ from cogumi_dagster.lib.serving.contract import (
     adapter_contract,
     contract_of,
     refuse_mismatch,
+    refuse_other_families,
     sha256_of,
     template_of,
 )
@@ -98,6 +99,8 @@ class BundleReport:
     bytes: int
     base_bytes: int
     adapter_bytes: dict[str, int]
+    gate_not_passed: tuple[str, ...] = ()
+    """Modifiers that are in it although their evaluation did not open their gate."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -312,3 +315,4 @@ def _check_contracts(path: Path, manifest: Manifest) -> None:
     for name, stated in manifest.adapters.items():
         carried = adapter_contract(name, path / _adapter_file(name), stated.model_dump())
         refuse_mismatch(name, carried, manifest.contract)
+        refuse_other_families(name, path / _adapter_file(name))

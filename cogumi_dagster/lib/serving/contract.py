@@ -16,6 +16,9 @@ GGUF_PREFIX = "cogumi."
 """Before a contract's keys in an adapter's GGUF metadata, as in ``cogumi.base_sha256``."""
 GGUF_TEMPLATE = "tokenizer.chat_template"
 
+FAMILIES = "families"
+"""The key of the versions of the task families that a modifier was taught: ``code_value=1 gcd=2``."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -101,6 +104,28 @@ def refuse_mismatch(name: str, adapter: Contract, base: Contract) -> None:
             raise CogumiError(
                 f"the modifier {name} was made for another {word} ({wanted[:12]}), this bundle's is {given[:12]}",
                 f"train the modifier {name} on this base: materialize modifier_adapter for {name}",
+            )
+
+
+def family_versions(families: Mapping[str, str]) -> str:
+    """As the text that goes into an adapter's metadata."""
+    return " ".join(f"{name}={version}" for name, version in sorted(families.items()))
+
+
+def refuse_other_families(name: str, gguf: Path) -> None:
+    """Raise CogumiError where a modifier was taught another version of a family of tasks than this package has: its
+    calls may be of a schema that is no longer that of the verifiers. An adapter that names no family passes."""
+    from cogumi_dagster.lib.tasks import FAMILIES as KNOWN
+    from cogumi_dagster.lib.tasks import family_version
+
+    stated = gguf_strings(gguf, (GGUF_PREFIX + FAMILIES,)).get(GGUF_PREFIX + FAMILIES, "")
+    for entry in stated.split():
+        family, _, version = entry.partition("=")
+        present = family_version(family) if family in KNOWN else "none"
+        if version != present:
+            raise CogumiError(
+                f"the modifier {name} was taught version {version} of {family}, this package has {present}",
+                f"materialize domain_failures and what follows for {name} again",
             )
 
 

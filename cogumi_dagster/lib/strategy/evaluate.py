@@ -5,18 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant, machine_seconds
-from cogumi_dagster.lib.evaluation.statistics import (
-    Estimate,
-    Proportion,
-    majority_baseline,
-    mcnemar,
-)  # fmt: skip
+from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, mcnemar
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.economics import Economics, economics
-from cogumi_dagster.lib.strategy.journal import balanced_accuracy
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of
+from cogumi_dagster.lib.strategy.journal import balanced_accuracy, majority_of
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -44,7 +39,7 @@ class StageRow:
 class SuiteRow:
     """The student with adapter on one suite. ``majority`` is what always giving the commoner answer gets.
 
-    Shares are of distinct problems: one that comes again is no further evidence.
+    Shares are of distinct problems: one that comes again is no further evidence. ``sets`` are as drawn.
     """
 
     suite: str
@@ -56,6 +51,11 @@ class SuiteRow:
     balanced_accuracy: Estimate
     recalls: dict[str, Proportion]
     exact_traces: Proportion
+    sets: tuple[Proportion, ...]
+    """Accuracy on each set, where the suite is drawn in sets."""
+    aims: dict[str, float]
+    missed: tuple[str, ...]
+    """Aims that were not reached, by the figure itself and not by its interval."""
 
 
 @dataclass(frozen=True)
@@ -96,10 +96,8 @@ def evaluate_strategy(
     adapter's, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
     """
     tasks = family.problems(count, seed + 13, "test")
-    suites = {
-        suite.name: suite.draw(round(suite_share * suite.size), seed + 17) for suite in family.suites if suite_share
-    }
-    distinct = {task.id: task for drawn in suites.values() for task in drawn}
+    suites = [(suite, suite.draw(round(suite_share * suite.size), seed + 17)) for suite in family.suites if suite_share]
+    distinct = {task.id: task for _, drawn in suites for task in drawn}
     part = in_parts(progress, (3 + 2 * (teacher is not None)) * len(tasks) + len(distinct))
     taught: dict[str, Sequence[Answered]] = {}
     if teacher is None:
@@ -125,12 +123,9 @@ def evaluate_strategy(
         family=family.name,
         split="test",
         problems=len(tasks),
-        majority=majority_baseline([task.answer for task in tasks]),
+        majority=majority_of(tasks),
         stages=tuple(rows),
-        suites=tuple(
-            _suite(name, len(drawn), [by_id[one] for one in dict.fromkeys(task.id for task in drawn)])
-            for name, drawn in suites.items()
-        ),
+        suites=tuple(_suite(suite, [by_id[task.id] for task in drawn]) for suite, drawn in suites),
         economics=economics(
             training_seconds=training_seconds,
             seconds_per_answer=machine_seconds(engine, trained) / len(tasks),
@@ -160,12 +155,25 @@ def _row(stage: str, answers: Sequence[Answered]) -> StageRow:
     )  # fmt: skip
 
 
-def _suite(name: str, drawn: int, answers: Sequence[Answered]) -> SuiteRow:
-    majority = majority_baseline([answer.task.answer for answer in answers])
+def _suite(suite: Suite, drawn: Sequence[Answered]) -> SuiteRow:
+    answers = list({answer.task.id: answer for answer in drawn}.values())
+    accuracy, balanced, recalls = _passed(answers), balanced_accuracy(answers), _recalls(answers)
+    figures = {"accuracy": accuracy.value, "balanced accuracy": balanced.value}
+    figures |= {f"recall {label}": share.value for label, share in recalls.items()}
+    starts = range(0, len(drawn), suite.set_size) if suite.set_size else ()
     return SuiteRow(
-        name, drawn, len(answers), _passed(answers), majority, balanced_accuracy(answers), _recalls(answers),
-        _exact(answers),
-    )  # fmt: skip
+        suite=suite.name,
+        drawn=len(drawn),
+        problems=len(answers),
+        accuracy=accuracy,
+        majority=majority_of([answer.task for answer in answers]),
+        balanced_accuracy=balanced,
+        recalls=recalls,
+        exact_traces=_exact(answers),
+        sets=tuple(_passed(drawn[start : start + suite.set_size]) for start in starts),
+        aims=dict(suite.aims),
+        missed=tuple(name for name, aim in suite.aims.items() if not figures.get(name, 0.0) >= aim),
+    )
 
 
 def _passed(answers: Sequence[Answered]) -> Proportion:

@@ -23,6 +23,7 @@ from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
+from cogumi_dagster.lib.tasks.base import Task
 
 PATIENCE = 4
 """Strategies without a new best after which a teacher is done."""
@@ -36,7 +37,7 @@ class JournalEntry:
     strategy: int
     problems: int
     accuracy: Proportion
-    balanced_accuracy: float
+    balanced_accuracy: Estimate
     majority: Proportion
     wrong: dict[str, int]
     """Wrong answers by what was said."""
@@ -82,8 +83,8 @@ def keep_journal(
         answers = teacher.attempt(tasks, strategies[current])
         entry = _entry(batch, current, answers, teacher.reflect(answers))
         entries.append(entry)
-        scores.setdefault(current, []).append(entry.balanced_accuracy)
-        progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy:.2f} with strategy {current}")
+        scores.setdefault(current, []).append(entry.balanced_accuracy.value)
+        progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy.value:.2f} with strategy {current}")
         if (batch + 1) % distil_every:
             continue
         new = teacher.distil([e.note for e in entries], strategies, tasks[0])
@@ -106,23 +107,29 @@ def keep_journal(
 
 def _no_longer_helps(entries: Sequence[JournalEntry], patience: int) -> bool:
     """Whether the last ``patience`` batches, all with a strategy, are no better than the best before them."""
-    scores = [entry.balanced_accuracy for entry in entries]
+    scores = [entry.balanced_accuracy.value for entry in entries]
     tried = sum(entry.strategy > 0 for entry in entries)
     return min(tried, len(scores) - 1) >= patience and max(scores[-patience:]) <= max(scores[:-patience])
 
 
 def _entry(batch: int, strategy: int, answers: Sequence[Answered], note: str) -> JournalEntry:
-    labels = [str(answer.task.answer) for answer in answers]
     closed = [answer for answer in answers if classes_of(answer.task)]
     if closed and len({str(answer.task.answer) for answer in closed}) < 2:
         raise CogumiError("a batch of problems has one class only", "raise strategy.batch_problems")
     wrong = Counter(said_in(answer) for answer in closed if not answer.passed)
     unparsed = wrong.pop("", 0)
     right = Proportion.of([answer.passed for answer in answers])
-    balanced = balanced_accuracy(answers).value
+    majority = majority_of([answer.task for answer in answers])
     return JournalEntry(
-        batch, strategy, len(answers), right, balanced, majority_baseline(labels), dict(wrong), unparsed, note
+        batch, strategy, len(answers), right, balanced_accuracy(answers), majority, dict(wrong), unparsed, note
     )
+
+
+def majority_of(tasks: Sequence[Task]) -> Proportion:
+    """What giving each family's commonest answer gets."""
+    names = {task.family for task in tasks}
+    each = [majority_baseline([str(task.answer) for task in tasks if task.family == name]) for name in names]
+    return Proportion(sum(one.successes for one in each), len(tasks))
 
 
 def balanced_accuracy(answers: Sequence[Answered]) -> Estimate:

@@ -2,7 +2,8 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from random import Random
 from typing import TypeVar
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
@@ -27,6 +28,10 @@ class Suite:
     size: int
     draw: Callable[[int, int], list[Task]]
     """(count, seed) -> problems; one may come more than once."""
+    aims: Mapping[str, float] = field(default_factory=dict)
+    """What the student should reach: figure (``accuracy``, ``balanced accuracy``, ``recall NO``) -> at least."""
+    set_size: int = 0
+    """Problems of a set, where it is drawn in sets."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,10 @@ class StrategyFamily:
     """The task family's own, unless given: (count, seed, difficulty) -> problems, all classes about as often."""
     suites: tuple[Suite, ...] = ()
     parts: tuple["StrategyFamily", ...] = ()
+
+    def each(self) -> tuple["StrategyFamily", ...]:
+        """The families that it is made of: itself, unless it has parts."""
+        return self.parts or (self,)
 
     def problems(self, count: int, seed: int, split: Split, mix: Mix | None = None) -> list[Task]:
         """``count`` problems of one split, distinct at each level; levels in equal parts or in ``mix``."""
@@ -99,6 +108,16 @@ def fresh(name: str, mix: Mix = EVEN) -> Callable[[int, int], list[Task]]:
     return lambda count, seed: strategy_family(name).problems(count, seed, "test", mix)
 
 
+def part_of(suite: Suite) -> Callable[[int, int], list[Task]]:
+    """Some of the problems of another adapter's suite, so that the two can be compared on them."""
+
+    def draw(count: int, seed: int) -> list[Task]:
+        whole = suite.draw(suite.size, seed)
+        return Random(seed).sample(whole, min(count, len(whole)))
+
+    return draw
+
+
 TALLY = (
     "Give each hour a letter: 9 is a, 10 is b, and so on to 17, which is i. Go through the meetings in their order. "
     "Write each, and behind it, for every hour from its start to the one before its end, the letter and how many "
@@ -115,9 +134,15 @@ _SINGLE = (
         classes=("YES", "NO"),
         generate=SCHEDULING.generate_balanced,
         suites=(
-            Suite("medium and hard, class-balanced", 1000, fresh("scheduling", UPPER)),
-            Suite("published mix, sets of 150", 10 * PUBLISHED_SET, published_sets),
-            Suite("7 to 10 meetings, class-balanced", 300, SCHEDULING.generate_longer),
+            Suite("medium and hard, class-balanced", 1000, fresh("scheduling", UPPER), {"balanced accuracy": 0.995}),
+            Suite(
+                "published mix, sets of 150",
+                10 * PUBLISHED_SET,
+                published_sets,
+                {"accuracy": 0.99, "recall NO": 0.97},
+                PUBLISHED_SET,
+            ),
+            Suite("7 to 10 meetings, class-balanced", 300, SCHEDULING.generate_longer, {"balanced accuracy": 0.95}),
         ),
     ),
     StrategyFamily(
@@ -161,7 +186,7 @@ _ALL = StrategyFamily(
         "\n".join(f"{part.name}: {text}" for part, text in zip(_SINGLE, texts, strict=True)) if any(texts) else ""
         for texts in zip(*(part.strategies for part in _SINGLE), strict=True)
     ),
-    suites=tuple(Suite(part.name, 150, fresh(part.name)) for part in _SINGLE),
+    suites=tuple(Suite(part.name, 300, part_of(part.suites[0])) for part in _SINGLE),
     parts=_SINGLE,
 )
 STRATEGY_FAMILIES: Mapping[str, StrategyFamily] = {family.name: family for family in (*_SINGLE, _ALL)}

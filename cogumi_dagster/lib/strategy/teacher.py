@@ -23,7 +23,7 @@ from cogumi_dagster.lib.teaching.teach import chat_messages
 
 SHOWN_MISTAKES, SHOWN_SUCCESSES = 6, 2
 SHOWN_CHARACTERS, SHOWN_LOCALLY = 8000, 1600
-"""Of all attempts together, to an API and to the local teacher, whose context is a thousand tokens."""
+"""Of all attempts, or all notes, together, to an API and to the local teacher, whose context is a thousand tokens."""
 LONGEST_STRATEGY = 2000
 """Characters. A longer text is no strategy that a small model could follow, nor fits its context with a problem."""
 
@@ -117,24 +117,33 @@ class CatalogueTeacher:
     def reflect(self, answers: Sequence[Answered]) -> str:
         wrong = [answer for answer in answers if not answer.passed][:SHOWN_MISTAKES]
         right = [answer for answer in answers if answer.passed][:SHOWN_SUCCESSES]
-        room = SHOWN_LOCALLY if self.teacher.provider == "local" else SHOWN_CHARACTERS
         entries = [
-            f"Problem: {a.task.prompt}\nYour answer: {a.completion.text[: room // 4]}\n"
+            f"Problem: {a.task.prompt}\nYour answer: {a.completion.text[: self._room // 4]}\n"
             f"Verdict: {'right' if a.passed else f'wrong; the right answer is {a.task.answer}'}"
             for a in (*wrong, *right)
         ]
-        fitting = [entry for entry, total in zip(entries, accumulate(map(len, entries)), strict=True) if total <= room]
-        shown = "\n\n".join(fitting or [entries[0][:room]])
+        shown = "\n\n".join(self._fitting(entries))
         score = f"{sum(answer.passed for answer in answers)} of {len(answers)} were right."
         (text,) = self._ask([REFLECT.format(attempts=shown, score=score)], ["reflection"], answers[0].task.domain)
         return text.strip()
 
     def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
-        listed = "\n".join(f"{number}. {note}" for number, note in enumerate(notes, 1))
+        listed = "\n".join(self._fitting([f"{number}. {note}" for number, note in enumerate(notes, 1)][::-1])[::-1])
         prompt = DISTIL.format(example=example.prompt, notes=listed, strategy=strategies[-1] or "none yet")
         (text,) = self._ask([prompt], ["strategy"], example.domain)
         text = text.strip()
         return text if text and len(text) <= LONGEST_STRATEGY and text not in strategies else None
+
+    @property
+    def _room(self) -> int:
+        return SHOWN_LOCALLY if self.teacher.provider == "local" else SHOWN_CHARACTERS
+
+    def _fitting(self, entries: Sequence[str]) -> list[str]:
+        """The first entries, as many as fit; of a first one that is too long its beginning."""
+        totals = accumulate(map(len, entries))
+        return [one for one, total in zip(entries, totals, strict=True) if total <= self._room] or [
+            entry[: self._room] for entry in entries[:1]
+        ]
 
     def _ask(self, prompts: Sequence[str], names: Sequence[str], domain: str, progress: Progress = silent) -> list[str]:
         """Texts; an answer that failed for good (truncated, refused) is empty.

@@ -15,6 +15,8 @@ from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 
 STRATEGY_FILE = "strategy.json"
+FEWEST_WORDS = 8
+"""Of a teacher's answer that is to be a trace: a bare one is right by chance as often as not, and teaches nothing."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,7 @@ class StrategyReport:
     journal_best: int
     traces: int
     rejected: int
-    """Answers of the teacher that its verifier did not accept."""
+    """Answers of the teacher that its verifier did not accept, or that show no steps."""
     classes: dict[str, int]
     """Traces by family and answer, where a family's answers are closed."""
     imbalance: float
@@ -48,7 +50,7 @@ def learn_strategy(
 
     Without ``teacher`` the solver writes the traces. They execute its last strategy, whatever the journal found to help
     a prompt most: the untrained student cannot follow any (that is what the adapter is for). A ``teacher`` executes the
-    strategy that did best in its journal, and what the verifier accepts becomes a trace.
+    strategy that did best in its journal, and what the verifier accepts becomes a trace, unless it is a bare answer.
 
     Raises:
         CogumiError: the family's verifier rejects a trace of its own solver, or all of the teacher's.
@@ -66,7 +68,8 @@ def learn_strategy(
                 )
     else:
         text = kept["strategies"][kept["best"]]["text"]
-        answers = [answer for answer in teacher.attempt(tasks, text, progress) if answer.passed]
+        attempted = teacher.attempt(tasks, text, progress)
+        answers = [a for a in attempted if a.passed and len(a.completion.text.split()) >= FEWEST_WORDS]
         if not answers:
             raise CogumiError(
                 f"the verifier of {family.name} accepts none of {len(tasks)} traces of {teacher.name}",

@@ -75,6 +75,14 @@ def families_of(domain: str) -> tuple[str, ...]:
     return names
 
 
+def family_version(name: str) -> str:
+    """What changes when a family's problems, answers or verdicts do: the version of its code and of its data file."""
+    family = get_family(name)
+    version = str(getattr(family, "version", "1"))
+    seeded = isinstance(family, writing.WritingFamily)
+    return f"{version}:{writing.seeds_version(family.domain)}" if seeded else version
+
+
 def verify(task: Task, response: str) -> Verdict:
     """Judge a response with the verifier of the task's family; None where the task comes from a user's file."""
     if task.family == FILE_FAMILY:

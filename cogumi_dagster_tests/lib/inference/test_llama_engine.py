@@ -7,7 +7,8 @@ import pytest
 
 from cogumi_dagster.lib.compression.gguf_lora import export_lora
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.inference.base import Message
+from cogumi_dagster.lib.inference.base import Completion, Message
+from cogumi_dagster.lib.inference.kept import MODELS, KeptAnswers
 from cogumi_dagster.lib.inference.llama import LlamaEngine
 from cogumi_dagster.lib.training.batches import prompt_ids
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -164,7 +165,7 @@ def test_samples_of_one_prompt_read_it_once(engine: LlamaEngine) -> None:
 
 
 def test_what_was_answered_before_a_kill_is_not_asked_again(f16_gguf: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "answers.jsonl"
+    kept = tmp_path / "answers"
     how: dict[str, Any] = {"max_tokens": 4, "logprobs": True}
 
     first = LlamaEngine(f16_gguf, slots=1, kept=kept)
@@ -179,9 +180,10 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(f16_gguf: Path, tmp_
     with pytest.raises(KeyboardInterrupt):
         first.chat_many([ask(prompt) for prompt in PROMPTS], **how)
     first.close()
-    lines = kept.read_text().splitlines()
+    (file,) = kept.iterdir()
+    lines = [line for line in file.read_text().splitlines() if line]
     assert 1 <= len(lines) < len(PROMPTS)
-    kept.write_text("\n".join(lines) + '\n{"request": "cut o')
+    file.write_text("\n".join(lines) + '\n{"request": "cut o')
 
     second = LlamaEngine(f16_gguf, slots=1, kept=kept)
     asked: list[Any] = []
@@ -197,6 +199,38 @@ def test_what_was_answered_before_a_kill_is_not_asked_again(f16_gguf: Path, tmp_
     whole = LlamaEngine(f16_gguf, slots=1)
     assert [a.text for a in whole.chat_many([ask(prompt) for prompt in PROMPTS], **how)] == [a.text for a in answers]
     whole.close()
+
+
+def test_kept_answers_belong_to_their_model_and_adapter(f16_gguf: Path, tmp_path: Path) -> None:
+    adapters = {name: tmp_path / f"{name}.gguf" for name in ("one", "same", "other")}
+    for name, path in adapters.items():
+        path.write_text("other" if name == "other" else "one")
+    kept = KeptAnswers(tmp_path / "answers", f16_gguf, adapters)
+    request = {"messages": ask("a"), "adapter": "one", "temperature": 0.0, "seed": 1}
+    answer = Completion("x", "stop", 1, 1, (-0.5,), 0.1, "one")
+    kept.put(request, answer)
+    assert kept.get(request) == answer, "at once"
+    kept.close()
+    again = KeptAnswers(tmp_path / "answers", f16_gguf, adapters)
+    assert again.get({**request, "seed": 2}) == answer, "greedy decoding has no seed"
+    found = again.get({**request, "adapter": "same"})
+    assert found is not None and found.adapter == "same", "the same adapter by another name"
+    others: list[dict[str, Any]] = [
+        {"adapter": "other"},
+        {"adapter": None},
+        {"temperature": 0.7},
+        {"messages": ask("b")},
+    ]
+    assert all(again.get({**request, **other}) is None for other in others)
+    sampled = {**request, "temperature": 0.7}
+    again.put(sampled, answer)
+    assert again.get(sampled) == answer and again.get({**sampled, "seed": 2}) is None
+    again.close()
+    bases = [tmp_path / f"base{n}.gguf" for n in range(6)]
+    for base in bases:
+        base.write_text(base.name)
+        KeptAnswers(tmp_path / "answers", base, {}).close()
+    assert len(list((tmp_path / "answers").iterdir())) == MODELS, "those of the newest models"
 
 
 def test_log_probabilities_are_given_only_where_they_are_asked_for(engine: LlamaEngine) -> None:

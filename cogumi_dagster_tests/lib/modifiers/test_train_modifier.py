@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -6,11 +7,11 @@ import pytest
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, export_adapter, package_modifier
-from cogumi_dagster.lib.modifiers.train import modifier_pairs, task_pairs, train_on_served_weights
+from cogumi_dagster.lib.modifiers.train import balanced, modifier_pairs, task_pairs, train_on_served_weights
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.training.batches import Pair
 
-ROW = {"task": {"prompt": "p", "family": "f"}, "response": "r"}
+ROW = {"task": {"prompt": "p", "family": "f"}, "response": "r", "cluster": 0}
 
 
 def test_the_modifier_trains_on_the_dequantized_gguf(
@@ -35,6 +36,16 @@ def test_lessons_come_with_a_share_of_replay() -> None:
     assert len(modifier_pairs(lessons, successes, 0.0, seed=0)) == 17
 
 
+def test_small_patterns_are_learned_more_often_and_replay_is_not() -> None:
+    pairs = [Pair(f"{group} {n}", "r", group) for group, size in (("a", 10), ("b", 4), ("c", 1)) for n in range(size)]
+    replay = [Pair("s", "r", "replay")]
+    mixed = balanced(pairs + replay)
+    counts = Counter(pair.group for pair in mixed)
+    assert mixed[:16] == pairs + replay, "nothing is left out"
+    assert counts == {"a": 10, "b": 5, "c": 3, "replay": 1}, "up to the mean, 5, and three times at most"
+    assert balanced(replay) == replay and balanced([]) == []
+
+
 def test_tasks_become_pairs_of_prompt_and_solution(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "t.jsonl", [{"prompt": "p", "solution": "s", "family": "f"}])
     assert task_pairs(tmp_path / "t.jsonl") == [Pair("p", "s", "f")]
@@ -43,7 +54,9 @@ def test_tasks_become_pairs_of_prompt_and_solution(tmp_path: Path) -> None:
 def test_a_packaged_modifier_is_the_trained_one_with_its_contract(
     student: Path, f16_gguf: Path, adapter: Path, pairs: list[Pair], tmp_path: Path
 ) -> None:
-    report = package_modifier(adapter, f16_gguf, student, pairs[:6], [], tmp_path / "out", level=3, dictionary_kb=4)
+    report = package_modifier(
+        adapter, f16_gguf, student, pairs[:6], [], tmp_path / "out", families={"gcd": "1"}, level=3, dictionary_kb=4
+    )
     assert report.parity.mean_kl <= 1e-4
     assert report.pruning.chosen == 0.0 and not report.pruning.tried
     assert report.adapter_bytes == (tmp_path / "out" / ADAPTER_FILE).stat().st_size
@@ -59,8 +72,8 @@ def test_a_pruned_modifier_is_smaller_and_computes_what_transformers_computes_wi
 ) -> None:
     original = (adapter / "adapter_model.safetensors").read_bytes()
     report = package_modifier(
-        adapter, f16_gguf, student, pairs[:6], pairs, tmp_path / "out", prune_shares=(0.5,), prune_keeps=-9.0,
-        level=3, dictionary_kb=4,
+        adapter, f16_gguf, student, pairs[:6], pairs, tmp_path / "out", families={}, prune_shares=(0.5,),
+        prune_keeps=-9.0, level=3, dictionary_kb=4,
     )  # fmt: skip
     assert report.pruning.adapter_loss < report.pruning.base_loss
     assert report.pruning.chosen == pytest.approx(0.5, abs=0.05)
@@ -74,8 +87,8 @@ def test_lessons_that_are_too_long_are_left_out_on_both_sides(
 ) -> None:
     long = Pair("word " * 300, "x", "f")
     report = package_modifier(
-        adapter, f16_gguf, student, [long, *pairs[:3]], [long, *pairs[:8]], tmp_path / "out", max_length=200, level=3,
-        dictionary_kb=4,
+        adapter, f16_gguf, student, [long, *pairs[:3]], [long, *pairs[:8]], tmp_path / "out", families={},
+        max_length=200, level=3, dictionary_kb=4,
     )  # fmt: skip
     assert report.pruning.validation_examples == 8 and report.parity.mean_kl <= 1e-4
 

@@ -172,8 +172,8 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
         ),
     }  # fmt: skip
     reports["packaged_modifier", "code"] = package_modifier(
-        adapter, f16_gguf, student, pairs[:4], pairs, tmp_path / "package", prune_shares=(0.5,), prune_keeps=-9.0,
-        level=3, dictionary_kb=4,
+        adapter, f16_gguf, student, pairs[:4], pairs, tmp_path / "package", families={}, prune_shares=(0.5,),
+        prune_keeps=-9.0, level=3, dictionary_kb=4,
     )  # fmt: skip
     made = []
     for (asset, partition), report in reports.items():

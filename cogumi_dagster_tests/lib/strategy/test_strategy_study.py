@@ -60,9 +60,9 @@ def test_the_journal_says_what_went_wrong(scripted_engine: Callable[..., Any], t
     report = keep_journal(SolverTeacher(engine, FAMILY), FAMILY, tmp_path, batches=9, problems=12, seed=1)
     assert [entry.strategy for entry in report.entries] == [0, 1, 2, 2], "stops when the last no longer helps"
     first, last = report.entries[0], report.entries[-1]
-    assert (first.unparsed, first.balanced_accuracy) == (12, 0.0)
+    assert (first.unparsed, first.balanced_accuracy.value) == (12, 0.0)
     assert "gives no verdict 12 times" in first.note
-    assert (last.unparsed, last.wrong, last.balanced_accuracy) == (0, {"YES": 6}, 0.5)
+    assert (last.unparsed, last.wrong, last.balanced_accuracy.value) == (0, {"YES": 6}, 0.5)
     assert last.note.startswith("6 of 12 right; the student says YES too often")
     assert last.majority.value == 0.5
     assert (report.best_strategy, report.best_balanced_accuracy, report.strategies) == (2, 0.5, 3)

@@ -23,6 +23,9 @@ from cogumi_dagster.lib.teaching.journal import Journal
 FAMILY = strategy_family("scheduling")
 
 
+STEPS = "I counted the meetings of each hour, one after the other:"
+
+
 def teacher_of(asker: Asker) -> CatalogueTeacher:
     return CatalogueTeacher(asker, asker.catalogue.get("gpt"), 300)
 
@@ -57,7 +60,7 @@ def pupil(path: str, body: dict[str, Any]) -> Any:
         return chat_reply("1. Count the meetings of each hour.")
     strategy, _, question = prompt.rpartition("\n\n")
     counted = strategy and question.count("[") != 5
-    return chat_reply(f"counted: {solved()[question]}" if counted else "YES")
+    return chat_reply(f"{STEPS} {solved()[question]}" if counted else "YES")
 
 
 def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
@@ -66,8 +69,8 @@ def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
     server.default = pupil
     report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=6, problems=12, seed=0)
     first, second, third = report.entries[:3]
-    assert (first.strategy, first.balanced_accuracy, first.wrong) == (0, 0.5, {"YES": 6})
-    assert (second.strategy, third.strategy) == (1, 1) and second.balanced_accuracy > 0.7
+    assert (first.strategy, first.balanced_accuracy.value, first.wrong) == (0, 0.5, {"YES": 6})
+    assert (second.strategy, third.strategy) == (1, 1) and second.balanced_accuracy.value > 0.7
     assert len(report.entries) < 6, "nothing new was said, and the strategy was tried twice"
     assert first.note == "I said YES without counting."
     assert (report.teacher, report.stand_in, report.best_strategy) == ("gpt", False, 1)
@@ -81,7 +84,7 @@ def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
     learned = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=24, teacher=teacher_of(asker), seed=0)
     rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
     assert learned.traces == len(rows) < 24 and learned.traces + learned.rejected == 24
-    assert all(row["solution"] in (f"counted: {row['answer']}", row["answer"]) for row in rows)
+    assert all(row["solution"] == f"{STEPS} {row['answer']}" for row in rows), "no bare answer is a trace"
     assert learned.strategy == "1. Count the meetings of each hour." and not learned.stand_in
 
     learned_calls = len(server.posts())

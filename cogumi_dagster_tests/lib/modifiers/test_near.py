@@ -1,0 +1,45 @@
+import pytest
+
+from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, held_out_tasks, training_tasks
+from cogumi_dagster.lib.modifiers.near import NearDuplicates
+from cogumi_dagster.lib.tasks.base import Task
+
+
+def task(prompt: str, answer: str, solution: str | None = None, family: str = "f") -> Task:
+    return Task("math", family, "easy", prompt, answer=answer, solution=solution)
+
+
+HELD_OUT = task(
+    "Meetings: [9-11], [10-12], [13-14]. Rooms: 2. Can all meetings be scheduled? End with YES or NO, please.",
+    "YES", "the trace",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("other", "near"),
+    [
+        (HELD_OUT, True),
+        (task("Something else altogether, but solved alike.", "YES", "the trace"), True),
+        (task(HELD_OUT.prompt.replace("please", "thanks"), "YES", "another"), True),
+        (task(HELD_OUT.prompt.replace("please", "thanks"), "NO", "another"), False),  # another answer, another problem
+        (task(HELD_OUT.prompt, "YES", "the trace", family="g"), False),
+        (task("How many rooms are needed for three meetings in the morning?", "YES", None), False),
+    ],
+)
+def test_the_same_problem_in_other_words(other: Task, near: bool) -> None:
+    assert (other in NearDuplicates([HELD_OUT])) is near
+
+
+def test_without_a_solution_only_prompts_count() -> None:
+    assert task("a b c d", "1") not in NearDuplicates([task("e f g h", "2")])
+
+
+@pytest.mark.parametrize("modifier", MODIFIER_DOMAINS)
+def test_no_training_task_is_a_near_duplicate_of_a_held_out_one(modifier: str) -> None:
+    learned, held_out = training_tasks(modifier, 60, 3, 40), held_out_tasks(modifier, 40, 3)
+    assert len(learned) == 60 and len({one.id for one in learned}) == 60
+    assert {one.split for one in learned} == {"train"}
+    taught = NearDuplicates(learned)
+    assert not [one for one in held_out if one in taught]
+    assert len({one.family for one in learned}) >= 4
+    assert training_tasks(modifier, 60, 3, 0), "nothing is held out"
