@@ -1,12 +1,12 @@
 # make demo   install, run the whole pipeline on the real 135M student, ask it three questions
 # make test   install, run the tests          make check   formatter, linter, types
-# make dev    open the Dagster UI             make install only the environment
+# make dev    open the Dagster UI (of another profile: make dev PROFILE=local)    make install only the environment
 
 PYTHON ?= python3
+PROFILE ?= quick
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: demo test check dev install sandbox clean
@@ -15,7 +15,7 @@ demo: install sandbox
 	@$(BIN)/cogumi demo --profile quick
 
 test: install sandbox
-	@$(BIN)/python -m pytest --durations=10
+	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest --durations=10
 
 check: install
 	@$(BIN)/ruff format --check .
@@ -23,7 +23,7 @@ check: install
 	@$(BIN)/mypy
 
 dev: install
-	@$(BIN)/cogumi dev
+	@$(BIN)/cogumi dev --profile $(PROFILE)
 
 install: $(STAMP)
 

@@ -14,7 +14,7 @@ from cogumi_dagster.lib.errors import CogumiError
 app = typer.Typer(
     name="cogumi",
     help="Turn large teachers into small, compressed, routed models.\n\n"
-    "Start with [bold]cogumi run --profile quick[/bold], then [bold]cogumi chat[/bold]. "
+    "Start with [bold]cogumi run -p quick[/bold], then [bold]cogumi chat -p quick[/bold]. "
     "Profiles are YAML files in resources/profiles; offline, nothing asks for a key or a GPU.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -42,9 +42,14 @@ def _profile(name: str | None) -> str:
     if name:
         os.environ["COGUMI_PROFILE"] = name
     from cogumi_dagster.home import ensure_home
-    from cogumi_dagster.lib.profile import profile_path, read_profile
+    from cogumi_dagster.lib.curation.sources import names_datasets
+    from cogumi_dagster.lib.profile import beside, profile_path, read_profile
 
-    read_profile(name)
+    profile = read_profile(name)
+    if "HF_HUB_OFFLINE" not in os.environ:  # before any library reads it: offline unless something is of the hub
+        sources = beside(profile_path(name), profile.dataset.sources)
+        hub = profile.student.source.startswith("hub:") or names_datasets(sources)
+        os.environ["HF_HUB_OFFLINE"] = str(int(not hub))
     ensure_home()
     return str(profile_path(name))
 
@@ -330,7 +335,6 @@ def main() -> None:
     """Entry point: an error that the user can mend is one sentence and exit status 1, never a traceback."""
     for noisy in ("httpx", "transformers", "sentence_transformers", "llama.cpp"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")

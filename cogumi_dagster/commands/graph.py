@@ -36,7 +36,9 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
     instance = dg.DagsterInstance.get()
     observe_teacher_data(instance, settings)
     if not todo:
-        console.print(f"Nothing to do: all {len(nodes)} artifacts in {store.root} are up to date.")
+        asked = sum(node.chosen for node in nodes)
+        which = f"all {asked} artifacts" if asked == len(nodes) else f"the {asked} artifacts that were asked for"
+        console.print(f"Nothing to do: {which} are up to date, in {store.root}.")
         return 0
     for run_id in reconcile(instance):
         console.print(f"[dim]settled the run {run_id[:8]}, which a crash had left running[/]")
@@ -48,7 +50,8 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
         results = run_nodes(definitions, instance, nodes)
     finally:
         artifact.listeners.remove(progress)
-    return _summary(results, len(nodes) - len(todo), time.monotonic() - started)
+    fresh = sum(node.chosen and not node.reason for node in nodes)
+    return _summary(results, fresh, time.monotonic() - started)
 
 
 def _summary(results: Sequence[NodeResult], fresh: int, seconds: float) -> int:
@@ -87,7 +90,9 @@ def run_demo() -> int:
     from cogumi_dagster.commands.model import ask_the_server
 
     ask_the_server(store, settings.profile, QUESTIONS)
-    console.print("\nNext: [bold]cogumi chat -p quick[/] to talk to it, [bold]make dev[/] for the Dagster UI.")
+    console.print(
+        "\nNext: [bold].venv/bin/cogumi chat -p quick[/] to talk to it, [bold]make dev[/] for the Dagster UI."
+    )
     return 0
 
 

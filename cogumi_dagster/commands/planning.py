@@ -171,11 +171,22 @@ def _show_proposals(proposals: list[Proposal], impossible: list[Verdict], limit:
     if not proposals:
         console.print("No student that is known by name fits.")
     else:
+        own = {name for name, shape in presets().items() if shape.model_type == "llama"}
         shown = [p for p in proposals if [q for q in proposals if q.student == p.student].index(p) < SHOWN]
-        lines = tuple((p.student, p.type, _bytes(p.bytes), f"{p.bits_per_weight:.2f}", f"{p.loss:.3f}") for p in shown)
+        lines = tuple(
+            (
+                p.student + ("" if p.student in own else " *"),
+                p.type,
+                _bytes(p.bytes),
+                f"{p.bits_per_weight:.2f}",
+                f"{p.loss:.3f}",
+            )
+            for p in shown
+        )
         columns = ("student", "type", "bytes", "bits/weight", "predicted loss")
         print_table(Table(f"What fits {megabytes(limit)}, lowest predicted loss first", "", columns, lines))
         console.print(f"[dim]{len(shown)} of {len(proposals)}, the best {SHOWN} types of each; --json has all.[/]")
+        console.print("[dim]* no Llama: for export-gguf and quantize, not for the graph.[/]")
     if impossible:
         refused = tuple(
             (v.student, f"{v.bits_per_weight:.2f}", f"{v.smallest_type}, {_bytes(v.smallest_bytes)}")

@@ -44,6 +44,8 @@ class Node:
     reason: str
     seconds: float
     """What its last making took; 0 where there was none."""
+    chosen: bool = True
+    """Whether it was asked for; the others have no reason either."""
 
     @property
     def label(self) -> str:
@@ -132,7 +134,7 @@ def plan(
             if reason:
                 due.add(slot)
             manifest = current[slot]
-            nodes.append(Node(name, key, reason, manifest.seconds if manifest else 0.0))
+            nodes.append(Node(name, key, reason, manifest.seconds if manifest else 0.0, slot in chosen))
     return nodes
 
 

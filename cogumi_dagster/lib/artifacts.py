@@ -193,7 +193,7 @@ class ArtifactStore:
         ref = self.current(asset, partition)
         if ref is None:
             where = f"{asset}[{partition}]" if partition else asset
-            select = f"--select {asset}" + (f" --partition {partition}" if partition else "")
+            select = f"--select +{asset}" + (f" --partition {partition}" if partition else "")
             raise CogumiError(
                 f"{where} has not been materialized in {self.root}", f"cogumi run --profile {self.profile} {select}"
             )

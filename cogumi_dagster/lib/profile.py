@@ -1,7 +1,7 @@
 """A profile: one YAML file that holds everything that differs between environments.
 
 Every model forbids unknown keys, so that a typo is an error that names the file, the key and the
-nearest right one. Defaults are those of profile ``quick``; a profile states what differs.
+nearest right one. A profile states what differs from the defaults here.
 """
 
 import os
@@ -369,6 +369,12 @@ def profile_path(name: str | None = None) -> Path:
     """Where a profile's file is. A path is taken as it is; else ``COGUMI_PROFILE``, else ``local``."""
     wanted = name or os.environ.get("COGUMI_PROFILE") or DEFAULT_PROFILE
     return Path(wanted).resolve() if wanted.endswith((".yaml", ".yml")) else PROFILES / f"{wanted}.yaml"
+
+
+def beside(profile: Path, name: str) -> Path:
+    """A file that a profile names relative to itself, or to ``resources/``, such as the catalogue."""
+    local = profile.parent / name
+    return local if local.exists() else PROFILES.parent / name
 
 
 def read_profile(name: str | None = None) -> Profile:

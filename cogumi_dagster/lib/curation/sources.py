@@ -194,6 +194,18 @@ def _warn_of_licences(source: str, tasks: Iterable[Task]) -> None:
         )  # fmt: skip
 
 
+def names_datasets(folder: Path) -> bool:
+    """Whether any domain draws on a dataset of the hub, which must then be reached. Says nothing of broken files."""
+    for path in folder.glob("*.yaml"):
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError):
+            continue
+        if isinstance(data, dict) and data.get("datasets"):
+            return True
+    return False
+
+
 def sources_version(domain: str, folder: Path) -> str:
     """SHA-256 (hex) over the YAML file, each file that it names and the versions of its families.
 

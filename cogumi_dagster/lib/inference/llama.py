@@ -34,14 +34,15 @@ class LlamaEngine:
         slots: int = 4,
         context: int = 1024,
         threads: int | None = None,
-        gpu_layers: int = 0,
+        gpu_layers: int | None = None,
         reuse_prompts: bool = True,
         max_answer_tokens: int | None = None,
         kept: Path | None = None,
     ) -> None:
-        """``context`` is in tokens, per slot; ``reuse_prompts``: what a slot has cached of a prompt is not read again;
-        ``max_answer_tokens`` caps every answer. What ``chat_many`` answers is written to the folder ``kept`` at once,
-        and is not asked again by an engine of the same files that is given it.
+        """``context`` is in tokens, per slot; ``gpu_layers`` go to a GPU, None: all that fit where there is one;
+        ``reuse_prompts``: what a slot has cached of a prompt is not read again; ``max_answer_tokens`` caps every
+        answer. What ``chat_many`` answers is written to the folder ``kept`` at once, and is not asked again by an
+        engine of the same files that is given it.
 
         Raises:
             CogumiError: a file is missing or not loadable.
@@ -58,7 +59,8 @@ class LlamaEngine:
         params.model.path = str(gguf)
         params.n_parallel, params.n_ctx = slots, slots * context
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads or free_cores()
-        params.n_gpu_layers = gpu_layers
+        if gpu_layers is not None:
+            params.n_gpu_layers = gpu_layers
         params.cache_prompt, params.cache_ram_mib = False, 0
         params.warmup = False
         params.verbosity = -1

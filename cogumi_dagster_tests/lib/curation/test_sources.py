@@ -21,7 +21,7 @@ def _write(folder: Path, text: str, rows: list[object] | None = None) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("domain", [*DOMAINS, "automation"])
+@pytest.mark.parametrize("domain", DOMAINS)
 def test_shipped_sources_name_the_domain_s_families(domain: str) -> None:
     assert set(load_sources(domain, SHIPPED).families) == set(families_of(domain))
     assert len(sources_version(domain, SHIPPED)) == 64

@@ -156,6 +156,15 @@ def test_too_few_rows_and_two_modifiers_of_one_domain_are_refused(make_rows: Mak
         fit_router(rows, calibration, CONFIG, 0, tmp_path)
 
 
+def test_without_any_modifier_the_base_answers_all(make_rows: MakeRows, tmp_path: Path) -> None:
+    rows = [{**row, "modifier": None, "modifiers": {}} for row in make_rows(60, seed=2)]
+    report = fit(rows, tmp_path)
+    assert report.escalated.value == 0 and report.systems["routed"].value == report.systems["base"].value
+    router = Router.load(tmp_path)
+    decision = router.decide("a python function", [-3.0, -2.0], 2)
+    assert decision.route == "base" and decision.modifier is None and 0 <= decision.confidence <= 1
+
+
 @pytest.mark.parametrize("name", ["router.json", "weights.npz", "calibration.json"])
 def test_a_router_with_a_missing_or_broken_file_is_refused(
     fitted: tuple[Path, RouterReport], tmp_path: Path, name: str

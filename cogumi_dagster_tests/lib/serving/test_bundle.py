@@ -16,7 +16,8 @@ import pytest
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.serving.bundle import load_assistant, open_bundle, write_bundle
-from cogumi_dagster.lib.serving.contract import Contract, adapter_contract, contract_of
+from cogumi_dagster.lib.serving.contract import Contract, adapter_contract, contract_of, family_versions
+from cogumi_dagster.lib.tasks import family_version
 
 TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
 OTHER = "0" * 64
@@ -88,6 +89,18 @@ def rehash(bundle: Path, name: str) -> None:
     data = (bundle / name).read_bytes()
     entry = {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
     change_manifest(bundle, lambda manifest: manifest["files"].update({name: entry}))
+
+
+def test_a_modifier_of_another_version_of_its_tasks_is_refused(parts: Parts, tmp_path: Path) -> None:
+    carried = {f"cogumi__{key}": value for key, value in parts.contract.items()}
+    present = family_versions({name: family_version(name) for name in ("scheduling", "gcd")})
+    parts.adapters["code"] = write_gguf(parts.folder / "code2.gguf", **carried, cogumi__families=present)
+    parts.write(tmp_path / "good")
+    for number, stated in enumerate(("gcd=1 scheduling=1", "no_such_family=1")):
+        parts.adapters["code"] = write_gguf(parts.folder / f"bad{number}.gguf", **carried, cogumi__families=stated)
+        with pytest.raises(CogumiError, match=r"the modifier code was taught version 1 of .*, this package has"):
+            parts.write(tmp_path / f"bad{number}")
+        assert not (tmp_path / f"bad{number}").exists()
 
 
 def test_a_bundle_opens_with_everything_in_it(parts: Parts, tmp_path: Path) -> None:
