@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypedDict
 
+from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.progress import Progress, silent
 
 
@@ -12,6 +13,10 @@ class Message(TypedDict):
 
     role: str
     content: str
+
+
+class PromptTooLong(CogumiError):
+    """A conversation that does not fit a slot's context."""
 
 
 @dataclass(frozen=True)

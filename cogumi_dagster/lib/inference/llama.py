@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
-from cogumi_dagster.lib.inference.base import Chunk, Completion, Message
+from cogumi_dagster.lib.inference.base import Chunk, Completion, Message, PromptTooLong
 from cogumi_dagster.lib.inference.kept import KeptAnswers
 from cogumi_dagster.lib.inference.slots import Slots
 from cogumi_dagster.lib.progress import Progress, silent
@@ -289,10 +289,9 @@ class _Collector:
         if isinstance(result, dict) and "error" in result:
             self.error = str(result["error"].get("message", result["error"]))
         if self.error:
-            mend = (
-                "shorten the conversation, or raise serving.context" if "context" in self.error else "see the message"
-            )
-            raise CogumiError(f"llama.cpp: {self.error}", mend)
+            if "context" in self.error:
+                raise PromptTooLong(f"llama.cpp: {self.error}", "shorten the conversation, or raise serving.context")
+            raise CogumiError(f"llama.cpp: {self.error}", "see the message")
         return Completion(
             text="".join(self.text),
             finish_reason="length" if self.finish == "length" else "stop",

@@ -211,7 +211,10 @@ def _report(cascade: _Cascade, teachers: Sequence[Teacher], rows: Sequence[Casca
     accepted = Counter(row["tier"] for row in rows)
     tiers = []
     for tier, (low, high) in TIER_TARGETS.items():
-        names = tuple(t.name for t in teachers if t.tier == tier and t.name not in cascade.asker.down)
+        answered = {row["teacher"] for row in rows}  # before it went down, it may be
+        names = tuple(
+            t.name for t in teachers if t.tier == tier and (t.name not in cascade.asker.down or t.name in answered)
+        )
         reached = len(cascade.reached.get(tier, ()))
         share = accepted[tier] / len(rows) if rows else None
         usd = cascade.tier_paid[tier] / MICROS

@@ -34,6 +34,7 @@ EXHAUSTED_CALLS = 3
 """After this many calls that failed all their attempts, a teacher counts as down."""
 BUSY_SECONDS = 600.0
 """How long to wait for another process that has sent the same call."""
+TOO_LONG = "prompt too long for the engine's context"
 OVER_BUDGET = ("over budget", "over the month's budget")
 LOCAL_BATCH = 32
 """Local answers committed at once: what a kill can cost in repeated (free) work."""
@@ -252,11 +253,17 @@ class Asker:
             log.warning("teacher %r failed: %s", teacher.name, error.problem)
             self.down[teacher.name] = "engine failed"
             return {call.key: Outcome(failure="engine failed") for call, _, _ in sent}
-        costs = [teacher.cost_micros(a.prompt_tokens, a.completion_tokens) for a in answers]
-        each = [(monotonic() - started) / len(rows)] * len(rows)
-        self.journal.finish(list(zip(rows, answers, costs, each, strict=True)))
-        self._count(len(rows), sum(costs))
-        return {call.key: Outcome(a, cost) for (call, _, _), a, cost in zip(sent, answers, costs, strict=True)}
+        if too_long := [row for row, answer in zip(rows, answers, strict=True) if answer is None]:
+            self.journal.fail(too_long, TOO_LONG)
+        done = [(row, a) for row, a in zip(rows, answers, strict=True) if a is not None]
+        costs = {row: teacher.cost_micros(a.prompt_tokens, a.completion_tokens) for row, a in done}
+        each = (monotonic() - started) / len(rows)
+        self.journal.finish([(row, a, costs[row], each) for row, a in done])
+        self._count(len(done), sum(costs.values()))
+        return {
+            call.key: Outcome(a, costs[row]) if a is not None else Outcome(failure=TOO_LONG)
+            for (call, _, row), a in zip(sent, answers, strict=True)
+        }
 
     def _run_api(
         self, teacher: Teacher, work: list[tuple[Call, Request]], how: Sampling, progress: Progress

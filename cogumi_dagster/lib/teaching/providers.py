@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.inference.base import Engine, Message
+from cogumi_dagster.lib.inference.base import Engine, Message, PromptTooLong
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.teaching.catalogue import Teacher, prompt_tokens_at_most
 
@@ -240,9 +240,20 @@ def ask_local(
     max_tokens: int,
     temperature: float | None,
     seed: int,
-) -> list[Answer]:
-    """The local teacher's answers, as many at once as the engine has slots. Raises CogumiError."""
-    completions = engine.chat_many(conversations, max_tokens=max_tokens, temperature=temperature or 0.0, seed=seed)
+) -> list[Answer | None]:
+    """The local teacher's answers, as many at once as the engine has slots; None for a prompt that is too long.
+
+    Raises:
+        CogumiError: the engine fails.
+    """
+    ask = partial(ask_local, engine, max_tokens=max_tokens, temperature=temperature, seed=seed)
+    try:
+        completions = engine.chat_many(conversations, max_tokens=max_tokens, temperature=temperature or 0.0, seed=seed)
+    except PromptTooLong:
+        if len(conversations) == 1:
+            return [None]
+        half = len(conversations) // 2  # find it, and lose no other answer
+        return [*ask(conversations[:half]), *ask(conversations[half:])]
     return [Answer(c.text, c.finish_reason, c.prompt_tokens, c.completion_tokens) for c in completions]
 
 

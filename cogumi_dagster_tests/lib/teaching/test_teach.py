@@ -8,7 +8,7 @@ import pytest
 from wire_server import CANARY, Reply, chat_reply, error_reply
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.inference.base import Completion, Message
+from cogumi_dagster.lib.inference.base import Completion, Message, PromptTooLong
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 from cogumi_dagster.lib.teaching import asking, available
 from cogumi_dagster.lib.teaching.catalogue import Catalogue, Teacher
@@ -345,6 +345,23 @@ def test_an_engine_that_fails_passes_its_share_on(journal: Journal) -> None:
     assert report.unavailable == {"local": "engine failed"} and report.by_teacher == {"solver": 40}
     _, report = run(journal, {"local": 0.9, "solver": 0.1}, engine=None)
     assert report.unavailable == {"local": "no local engine"}
+
+
+def test_a_prompt_too_long_for_the_engine_costs_no_other_its_answer(journal: Journal) -> None:
+    class Narrow(FakeEngine):
+        def chat_many(self, conversations: Sequence[Sequence[Message]], **how: Any) -> list[Completion]:
+            if any(prompt_of(conversation) == long for conversation in conversations):
+                raise PromptTooLong("it exceeds the context")
+            return super().chat_many(conversations, **how)
+
+    def prompt_of(conversation: Sequence[Message]) -> str:
+        return conversation[-1]["content"]
+
+    drawn = tasks(9)
+    long = drawn[4].prompt
+    engine = Narrow(lambda prompt: "4")
+    _, report = run(journal, {"local": 1.0}, engine=engine, work=drawn)
+    assert report.unavailable == {} and len(set(engine.asked)) == 8 and long not in engine.asked
 
 
 def test_an_interrupt_leaves_the_open_call_in_doubt(journal: Journal, apis: dict[str, FakeApi]) -> None:
