@@ -274,7 +274,7 @@ def test_an_input_that_was_not_made_names_the_command_that_makes_it(profile: Pat
         raise_on_error=False,
     )
     assert "words has not been materialized" in failure_of(result)
-    assert "cogumi run --profile tiny --select words" in failure_of(result)
+    assert "cogumi run --profile tiny --select +words" in failure_of(result)
 
 
 # claims, without a graph

@@ -156,7 +156,7 @@ def test_a_damaged_version_is_replaced_when_made_again(store: ArtifactStore) -> 
 def test_get_names_the_command_that_makes_it(store: ArtifactStore) -> None:
     with pytest.raises(CogumiError, match=r"model\[code\] has not been materialized") as caught:
         store.get("model", "code")
-    assert caught.value.mend == "cogumi run --profile tiny --select model --partition code"
+    assert caught.value.mend == "cogumi run --profile tiny --select +model --partition code"
 
 
 def test_an_artifact_whose_file_is_gone_counts_as_not_made(store: ArtifactStore) -> None:
