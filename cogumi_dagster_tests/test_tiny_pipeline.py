@@ -16,9 +16,11 @@ from cogumi_dagster.lib.report.card import HTML, MARKDOWN
 from resources import build_resources
 
 NOT_EVALUATED = {
-    ("modifier_evaluation", "kept_share"), ("modifier_evaluation", "keeps_successes"), ("router_model", "recovers_gain"),
+    ("modifier_evaluation", "kept_share"),
+    ("modifier_evaluation", "keeps_successes"),
+    ("router_model", "recovers_gain"),
     ("strategy_evaluation", "suites_reach_aims"),
-}  # fmt: skip
+}
 """Checks whose figure a random student may not give: it has no right answer to keep, modifiers win it nothing that a
 router could recover, and it takes no suite. Every other check must have one."""
 
