@@ -23,6 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+OFFLINE = "TRUE"
+"""Our own choice; who sets HF_HUB_OFFLINE himself, to 1 or 0, is heard."""
 GRAPH, MODEL, STAGES = "The graph", "The model", "Stages, on your own files"
 ProfileOption = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it)
@@ -46,10 +48,11 @@ def _profile(name: str | None) -> str:
     from cogumi_dagster.lib.profile import beside, profile_path, read_profile
 
     profile = read_profile(name)
-    if "HF_HUB_OFFLINE" not in os.environ:  # before any library reads it: offline unless something is of the hub
-        sources = beside(profile_path(name), profile.dataset.sources)
-        hub = profile.student.source.startswith("hub:") or names_datasets(sources)
-        os.environ["HF_HUB_OFFLINE"] = str(int(not hub))
+    sources = beside(profile_path(name), profile.dataset.sources)
+    if os.environ.get("HF_HUB_OFFLINE") == OFFLINE and (
+        profile.student.source.startswith("hub:") or names_datasets(sources)
+    ):
+        os.environ["HF_HUB_OFFLINE"] = "0"  # no library has read it yet
     ensure_home()
     return str(profile_path(name))
 
@@ -335,6 +338,7 @@ def main() -> None:
     """Entry point: an error that the user can mend is one sentence and exit status 1, never a traceback."""
     for noisy in ("httpx", "transformers", "sentence_transformers", "llama.cpp"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_OFFLINE", OFFLINE)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TQDM_DISABLE", "1")

@@ -171,16 +171,10 @@ def _show_proposals(proposals: list[Proposal], impossible: list[Verdict], limit:
     if not proposals:
         console.print("No student that is known by name fits.")
     else:
-        own = {name for name, shape in presets().items() if shape.model_type == "llama"}
+        marks = {name: "" if shape.model_type == "llama" else " *" for name, shape in presets().items()}
         shown = [p for p in proposals if [q for q in proposals if q.student == p.student].index(p) < SHOWN]
         lines = tuple(
-            (
-                p.student + ("" if p.student in own else " *"),
-                p.type,
-                _bytes(p.bytes),
-                f"{p.bits_per_weight:.2f}",
-                f"{p.loss:.3f}",
-            )
+            (p.student + marks[p.student], p.type, _bytes(p.bytes), f"{p.bits_per_weight:.2f}", f"{p.loss:.3f}")
             for p in shown
         )
         columns = ("student", "type", "bytes", "bits/weight", "predicted loss")

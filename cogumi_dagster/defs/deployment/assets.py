@@ -14,7 +14,7 @@ from cogumi_dagster.defs.compression.assets import (
     w4a16_checkpoint,
 )
 from cogumi_dagster.defs.deployment import checks
-from cogumi_dagster.defs.modifiers.assets import modifier_evaluation, packaged_modifier, shipped_adapters
+from cogumi_dagster.defs.modifiers.assets import gates_passed, modifier_evaluation, packaged_modifier, shipped_adapters
 from cogumi_dagster.defs.routing.assets import ESCALATION, escalation_detector, router_model
 from cogumi_dagster.defs.strategy.assets import strategy_evaluation
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
@@ -60,10 +60,8 @@ def serving_bundle(step: Step) -> BundleReport:
         card={"profile": step.profile.name, "artifacts": step.versions()},
     )
     open_bundle(step.out / BUNDLE, verify=True)
-    passed = {
-        name: ref.manifest.metrics["report"]["gate_passed"] for name, ref in step.inputs["modifier_evaluation"].items()
-    }
-    return replace(report, gate_not_passed=tuple(str(name) for name in adapters if not passed[name]))
+    passed = gates_passed(step)
+    return replace(report, gate_not_passed=tuple(name for name in adapters if not passed[name]))
 
 
 @artifact(

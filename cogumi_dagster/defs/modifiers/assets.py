@@ -232,15 +232,17 @@ def modifier_evaluation(step: Step) -> ModifierReport:
         )
 
 
+def gates_passed(step: Step) -> dict[str, bool]:
+    """Whether each modifier's evaluation opened its gate."""
+    evaluations = step.inputs["modifier_evaluation"]
+    return {str(name): ref.manifest.metrics["report"]["gate_passed"] for name, ref in evaluations.items()}
+
+
 def shipped_adapters(step: Step) -> dict[str, Path]:
     """The packaged modifiers that are served: those that passed their gate, or all where the profile says so."""
-    all_of_them = step.profile.modifiers.ship == "all"
-    passed = {
-        name
-        for name, ref in step.inputs["modifier_evaluation"].items()
-        if all_of_them or ref.manifest.metrics["report"]["gate_passed"]
-    }
-    return {name: folder / ADAPTER_FILE for name, folder in step.paths("packaged_modifier").items() if name in passed}
+    shipped = [name for name, passed in gates_passed(step).items() if passed or step.profile.modifiers.ship == "all"]
+    folders = step.paths("packaged_modifier")
+    return {name: folders[name] / ADAPTER_FILE for name in shipped}
 
 
 ASSETS = [

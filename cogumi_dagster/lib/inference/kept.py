@@ -5,6 +5,7 @@ import os
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ MODELS = 4
 
 
 class KeptAnswers:
-    """Completions by request, a line of a JSON Lines file each, written as they come; a file for each base.
+    """Completions by request, a line of a JSON Lines file each, written as they come; a file for each base and version
+    of the engine.
 
     A request names its adapter by the digest of the adapter's file: what the base alone answered, or what an adapter
     answered beside others, is found again whatever else is loaded.
@@ -26,7 +28,7 @@ class KeptAnswers:
     def __init__(self, folder: Path, gguf: Path, adapters: Mapping[str, Path]) -> None:
         """A line that a kill cut off is left out."""
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{file_sha256(gguf)[:16]}.jsonl"
+        path = folder / f"{file_sha256(gguf)[:16]}-{version('xllamacpp')}.jsonl"
         self._digests = {name: file_sha256(adapter)[:16] for name, adapter in adapters.items()}
         rows = read_jsonl_tolerant(path)[0] if path.is_file() else []
         self._found = {row["request"]: row["completion"] for row in rows}

@@ -9,7 +9,7 @@ from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers.evaluate import NOISE_TEMPERATURE, compare, evaluate_modifier
-from cogumi_dagster.lib.modifiers.failures import modifier_tasks
+from cogumi_dagster.lib.modifiers.failures import modifier_tasks, training_tasks
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
@@ -138,6 +138,14 @@ def test_the_greedy_answers_are_the_base_and_the_sampled_ones_the_noise(
     report = evaluate_modifier(engine, "automation", tmp_path, count=6, noise_seeds=2, seed=5)
     assert report.base.successes == 0 and report.noise is not None and report.noise.repaired.value == 1.0
     assert heats == [0.0, NOISE_TEMPERATURE, NOISE_TEMPERATURE] * 6
+
+
+def test_a_held_out_task_that_was_taught_is_counted(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
+    engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
+    held_out = modifier_tasks("automation", 6, 5 + 1, "test")
+    for lessons, near in ((held_out[:2], 2), (training_tasks("automation", 20, 5, 6), 0)):
+        report = evaluate_modifier(engine, "automation", tmp_path, count=6, lessons=lessons, seed=5)
+        assert report.near_lessons == near
 
 
 def test_one_broken_answer_of_many_is_no_regression() -> None:

@@ -413,21 +413,14 @@ def test_a_client_that_leaves_the_line_frees_its_place(room) -> None:
     async def crowd() -> None:
         async with httpx.AsyncClient(verify=False, timeout=20, headers=room.headers) as client:
             url = f"{room.url}/v1/chat/completions"
-
-            async def two(place: str) -> list[asyncio.Task[httpx.Response]]:
-                asking = [asyncio.create_task(client.post(url, json=HOLD)) for _ in range(2)]
-                await until(place, 2)
-                return asking
-
-            async def until(place: str, count: int) -> None:
+            asking: list[asyncio.Task[httpx.Response]] = []
+            for place, count in (("running", 2), ("waiting", 2), ("waiting", 0)):
+                if count:
+                    asking += [asyncio.create_task(client.post(url, json=HOLD)) for _ in range(count)]
+                else:  # who waits leaves while two still run: a place that comes free meanwhile may be taken
+                    assert all(task.cancel() for task in asking[2:])
                 while (await client.get(f"{room.url}/health")).json()[place] != count:
                     await asyncio.sleep(0.01)
-
-            for place in ("running", "waiting"):
-                asked = await two(place)
-            for task in asked:
-                task.cancel()
-            await until("waiting", 0)  # while two still run: a place that comes free at the same moment may be taken
 
     asyncio.run(crowd())
     eventually(lambda: health(room) == {"status": "ok", "running": 0, "waiting": 0})
