@@ -38,7 +38,7 @@ def metadata_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
                     "PC 2",
                 )
             )
-        elif isinstance(value, Mapping) and {"value", "low", "high", "count"} <= set(value):
+        elif _is_proportion(value):
             shown[name] = _proportion(value)
         elif isinstance(value, Mapping) and {"title", "x", "y", "series"} == set(value):
             shown[name] = svg(plots.line_plot(value["series"], value["title"], value["x"], value["y"]))
@@ -46,9 +46,19 @@ def metadata_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
             shown[name] = value
         elif _is_table(value):
             shown[name] = dg.MetadataValue.md(table(value))
+        elif isinstance(value, Mapping) and 0 < len(value) <= MAX_ROWS and all(map(_is_figure, value.values())):
+            shown[name] = dg.MetadataValue.md(table([{"": key, "value": part} for key, part in value.items()]))
         elif isinstance(value, Mapping | list | tuple) and value:
             shown[name] = dg.MetadataValue.json(json.loads(json.dumps(value, default=str)))
     return shown
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or isinstance(value, bool | int | float | str) or _is_proportion(value)
+
+
+def _is_proportion(value: Any) -> bool:
+    return isinstance(value, Mapping) and {"value", "low", "high", "count"} <= set(value)
 
 
 def _proportion(value: Mapping[str, Any]) -> str:
@@ -67,11 +77,13 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(rows[0])
     lines = [" | ".join(column.replace("_", " ") for column in columns), " | ".join("---" for _ in columns)]
     lines += [" | ".join(cell(row.get(column)) for column in columns) for row in rows[:MAX_ROWS]]
+    if len(rows) > MAX_ROWS:
+        lines.append(f"and {len(rows) - MAX_ROWS:,} more" + " |" * (len(columns) - 1))
     return "\n".join(f"| {line} |" for line in lines)
 
 
 def cell(value: Any) -> str:
-    if isinstance(value, Mapping) and {"value", "count"} <= set(value):
+    if _is_proportion(value):
         return _proportion(value)
     if value is None:
         return "–"
@@ -80,7 +92,11 @@ def cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, list | tuple):
-        return ", ".join(str(item) for item in value)
+        return (
+            "; ".join(map(cell, value)) if any(map(_is_proportion, value)) else ", ".join(str(item) for item in value)
+        )
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name} {cell(part)}" for name, part in value.items()) or "–"
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 

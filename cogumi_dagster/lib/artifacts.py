@@ -276,7 +276,7 @@ class ArtifactStore:
     def annotate(self, ref: ArtifactRef, **metrics: Any) -> ArtifactRef:
         """Replace some metrics in the record of an artifact; its files and version stay as they are."""
         manifest = replace(ref.manifest, metrics={**ref.manifest.metrics, **metrics})
-        text = json.dumps(asdict(manifest), indent=1, sort_keys=True, default=str)
+        text = json.dumps(asdict(manifest), indent=1, default=str)
         _write_atomically(ref.path / MANIFEST, text)
         if self.remote is not None:
             self.remote.upload(
@@ -286,7 +286,7 @@ class ArtifactStore:
 
     def _publish(self, slot: Path, folder: Path, manifest: Manifest) -> ArtifactRef:
         final = slot / f"v-{manifest.data_version[:12]}"
-        text = json.dumps(asdict(manifest), indent=1, sort_keys=True, default=str)
+        text = json.dumps(asdict(manifest), indent=1, default=str)
         if (final / MANIFEST).is_file() and not _difference(final, manifest):
             _write_atomically(final / MANIFEST, text)  # the same bytes, made again: only the record is new
         else:
