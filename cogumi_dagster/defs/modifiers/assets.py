@@ -1,5 +1,6 @@
 """Modifiers: what the served base gets wrong, patterned, taught, trained, packaged and gated."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
 from cogumi_dagster.lib.modifiers.cascade import CascadeReport, run_cascade
 from cogumi_dagster.lib.modifiers.evaluate import ModifierReport, evaluate_modifier
-from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, find_failures
+from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, find_failures, held_out_tasks
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
+from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, train_on_served_weights
 from cogumi_dagster.lib.tasks import family_version, verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -24,7 +26,7 @@ from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.lora import TrainingReport
 from cogumi_dagster.lib.training.student import package_version
 
-ROWS = "rows.jsonl"
+ROWS, SIBLINGS = "rows.jsonl", "siblings.jsonl"
 
 
 @artifact(
@@ -82,17 +84,19 @@ def failure_patterns(step: Step) -> PatternsReport:
 @artifact(
     group="modifiers",
     kinds={"llm", "jsonl"},
-    config=("modifiers.tier1_samples", "teaching.max_tokens"),
+    config=("modifiers.tier1_samples", "modifiers.siblings", "modifiers.held_out_tasks", "teaching.max_tokens"),
     asks=("modifiers.cascade",),
+    tasks="modifier",
     deps=[domain_failures, failure_patterns],
     partitions_def=modifier_partitions,
     claims=checks.CASCADE_EXAMPLES,
+    code_version="2",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def cascade_examples(step: Step) -> CascadeReport:
-    """Answers to the failed tasks from a cascade of teachers, cheap ones first, each accepted by its verifier.
-    Offline the tiers are the local model (1) and the exact solver (3)."""
-    teaching = step.profile.teaching
+    """Answers to the failed tasks from a cascade of teachers, cheap ones first, each accepted by its verifier, and
+    further solved problems of their kinds. Offline the tiers are the local model (1) and the exact solver (3)."""
+    teaching, modifiers = step.profile.teaching, step.profile.modifiers
     tasks = [Task.from_json(row["task"]) for row in read_jsonl(step.path("domain_failures") / "failures.jsonl")]
     clusters = {r["task_id"]: r["cluster"] for r in read_jsonl(step.path("failure_patterns") / "assignments.jsonl")}
     with step.teachers.journal(step.store.root, step.run_id) as journal, step.teachers.local() as local:
@@ -100,11 +104,11 @@ def cascade_examples(step: Step) -> CascadeReport:
             tasks,
             clusters,
             step.teachers.catalogue,
-            step.profile.modifiers.cascade,
+            modifiers.cascade,
             journal,
             local,
             verify,
-            step.profile.modifiers.tier1_samples,
+            modifiers.tier1_samples,
             max_tokens=teaching.max_tokens,
             concurrency=teaching.concurrency,
             cap_usd=teaching.max_usd_per_run,
@@ -113,19 +117,31 @@ def cascade_examples(step: Step) -> CascadeReport:
             progress=step.progress,
         )
     write_jsonl(step.out / ROWS, (dict(row) for row in rows))
-    return report
+    siblings = sibling_lessons(
+        tasks,
+        clusters,
+        modifiers.siblings,
+        known={task.id for task in tasks} | {row["task"]["id"] for row in _successes(step)},
+        held_out=held_out_tasks(step.name, modifiers.held_out_tasks, step.profile.seed),
+        seed=step.profile.seed,
+    )
+    write_jsonl(step.out / SIBLINGS, siblings)
+    return replace(report, siblings=len(siblings))
 
 
-def _taught(step: Step) -> list[dict[str, Any]]:
-    """All that a modifier may have learned from."""
-    replayed = read_jsonl(step.path("domain_failures") / "successes.jsonl")
-    return [*read_jsonl(step.path("cascade_examples") / ROWS), *replayed]
+def _successes(step: Step) -> list[dict[str, Any]]:
+    return read_jsonl(step.path("domain_failures") / "successes.jsonl")
+
+
+def _answered(step: Step) -> list[dict[str, Any]]:
+    folder = step.path("cascade_examples")
+    return [*read_jsonl(folder / ROWS), *read_jsonl(folder / SIBLINGS)]
 
 
 def _lessons(step: Step) -> list[Pair]:
     return modifier_pairs(
-        read_jsonl(step.path("cascade_examples") / ROWS),
-        read_jsonl(step.path("domain_failures") / "successes.jsonl"),
+        _answered(step),
+        _successes(step),
         step.profile.modifiers.replay_share,
         step.profile.seed,
     )
@@ -226,7 +242,7 @@ def modifier_evaluation(step: Step) -> ModifierReport:
             noise_seeds=modifiers.noise_seeds,
             cross_domain_tasks=modifiers.cross_domain_tasks,
             humaneval=step.profile.humaneval_problems,
-            lessons=[Task.from_json(row["task"]) for row in _taught(step)],
+            lessons=[Task.from_json(row["task"]) for row in (*_answered(step), *_successes(step))],
             seed=step.profile.seed,
             progress=step.progress,
         )

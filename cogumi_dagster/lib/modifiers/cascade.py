@@ -79,6 +79,8 @@ class CascadeReport:
     unavailable: dict[str, str]
     in_doubt: tuple[InDoubt, ...]
     stand_ins: tuple[str, ...]
+    siblings: int = 0
+    """Further problems of the failures' kinds, exactly solved, that are taught besides."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
