@@ -264,8 +264,8 @@ class ModifiersConfig(Section):
     min_failures: Count = 10
     clusters: tuple[Count, Count] = (8, 10)
     tier1_samples: Count = 1
-    siblings: Annotated[int, Field(ge=0)] = 0
-    """Further problems of its kind, exactly solved, that are taught for every failure."""
+    siblings: Mapping[ModifierName, Annotated[int, Field(ge=0)]] = {}
+    """Further problems of its kind, exactly solved, that are taught for every failure of a domain."""
     cascade: tuple[str, ...] = Field(("local", "solver"), description="teachers, cheapest tier first")
     replay_share: Share = 0.15
     rank: Mapping[ModifierName, Count] = {"code": 16, "reasoning": 16, "automation": 16}

@@ -120,12 +120,13 @@ def cascade_examples(step: Step) -> CascadeReport:
     siblings = sibling_lessons(
         tasks,
         clusters,
-        modifiers.siblings,
+        modifiers.siblings.get(step.name, 0),  # type: ignore[call-overload]
         known={task.id for task in tasks} | {row["task"]["id"] for row in _successes(step)},
         held_out=held_out_tasks(step.name, modifiers.held_out_tasks, step.profile.seed),
         seed=step.profile.seed,
     )
-    write_jsonl(step.out / SIBLINGS, siblings)
+    if siblings:
+        write_jsonl(step.out / SIBLINGS, siblings)
     return replace(report, siblings=len(siblings))
 
 
@@ -135,7 +136,8 @@ def _successes(step: Step) -> list[dict[str, Any]]:
 
 def _answered(step: Step) -> list[dict[str, Any]]:
     folder = step.path("cascade_examples")
-    return [*read_jsonl(folder / ROWS), *read_jsonl(folder / SIBLINGS)]
+    siblings = folder / SIBLINGS
+    return [*read_jsonl(folder / ROWS), *(read_jsonl(siblings) if siblings.is_file() else ())]
 
 
 def _lessons(step: Step) -> list[Pair]:
