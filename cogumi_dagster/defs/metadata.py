@@ -92,9 +92,7 @@ def cell(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, list | tuple):
-        return (
-            "; ".join(map(cell, value)) if any(map(_is_proportion, value)) else ", ".join(str(item) for item in value)
-        )
+        return "; ".join(map(cell, value))
     if isinstance(value, Mapping):
         return "; ".join(f"{name} {cell(part)}" for name, part in value.items()) or "–"
     return str(value).replace("|", "\\|").replace("\n", " ")

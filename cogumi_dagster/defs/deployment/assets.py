@@ -104,7 +104,7 @@ def system_evaluation(step: Step) -> SystemReport:
         system_evaluation,
     ],
     claims=checks.MODEL_CARD,
-    code_version="2",
+    code_version="3",
 )
 def model_card(step: Step) -> CardReport:
     """The report: every artifact, every check with its figure, and the plots, as HTML and Markdown."""

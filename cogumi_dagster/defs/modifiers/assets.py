@@ -90,7 +90,7 @@ def failure_patterns(step: Step) -> PatternsReport:
     deps=[domain_failures, failure_patterns],
     partitions_def=modifier_partitions,
     claims=checks.CASCADE_EXAMPLES,
-    code_version="2",
+    code_version="3",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def cascade_examples(step: Step) -> CascadeReport:

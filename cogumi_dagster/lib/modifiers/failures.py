@@ -11,7 +11,7 @@ from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.near import NearDuplicates
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.tasks import Pool, draw_from, draw_tasks, families_of, family_pool, verify
+from cogumi_dagster.lib.tasks import draw_from, draw_tasks, families_of, family_pool, verify
 from cogumi_dagster.lib.tasks.base import Split, Task
 
 MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
@@ -20,9 +20,6 @@ MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
     "automation": ("automation",),
 }
 """The task domains that each modifier answers for."""
-
-SPARE = 3
-"""Times as many tasks are drawn as are wanted, since some are near-duplicates of held-out ones."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,7 @@ def training_tasks(modifier: str, count: int, seed: int, held_out: int) -> list[
     """The tasks (split ``train``) that a modifier may learn from: none is a near-duplicate of the ``held_out`` tasks on
     which it will be evaluated."""
     others = NearDuplicates(held_out_tasks(modifier, held_out, seed))
-
-    def new(pool: Pool) -> Pool:
-        return lambda number, difficulty: [
-            task for task in pool(SPARE * number, difficulty) if task not in others
-        ][:number]  # fmt: skip
-
-    pools = {name: (1.0, new(family_pool(name, seed))) for name in families_for(modifier)}
+    pools = {name: (1.0, others.past(family_pool(name, seed))) for name in families_for(modifier)}
     return draw_from(pools, count, {"train"})
 
 

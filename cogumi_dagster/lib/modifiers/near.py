@@ -4,8 +4,11 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
+from cogumi_dagster.lib.tasks import Pool
 from cogumi_dagster.lib.tasks.base import Task
 
+SPARE = 3
+"""Times as many tasks are drawn as are wanted, since some are near-duplicates."""
 SHINGLE = 3
 """Words (or signs) in a shingle."""
 SIMILARITY = 0.8
@@ -26,6 +29,12 @@ class NearDuplicates:
         self._prompts: dict[tuple[str, str | None], list[Shingles]] = defaultdict(list)
         for other in others:
             self._prompts[other.family, other.answer].append(_shingles(other.prompt))
+
+    def past(self, pool: Pool) -> Pool:
+        """The pool without them."""
+        return lambda number, difficulty: [task for task in pool(SPARE * number, difficulty) if task not in self][
+            :number
+        ]
 
     def __contains__(self, task: Task) -> bool:
         if (task.family, task.solution) in self._solutions:

@@ -6,14 +6,12 @@ number of them. The base was not asked these; they are drawn in the proportion i
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 from cogumi_dagster.lib.modifiers.near import NearDuplicates
-from cogumi_dagster.lib.tasks import get_family
+from cogumi_dagster.lib.tasks import family_pool, verify
 from cogumi_dagster.lib.tasks.base import Difficulty, Task
-
-SPARE = 3
-"""Times as many are drawn as are wanted: some are of another split, known already, or near a held-out task."""
 
 
 def sibling_lessons(
@@ -27,7 +25,8 @@ def sibling_lessons(
 ) -> list[dict[str, Any]]:
     """Up to ``each`` solved problems for every failure, as rows with task, response and the failure's cluster.
 
-    None is one of ``known`` (ids), none a near-duplicate of ``held_out`` tasks; a finite family gives what it has.
+    Each solution has passed its verifier. None is one of ``known`` (ids) or near a ``held_out`` task; a
+    finite family gives what it has.
     """
     near, taken = NearDuplicates(held_out), set(known)
     kinds: dict[tuple[str, Difficulty], list[Task]] = defaultdict(list)
@@ -36,14 +35,16 @@ def sibling_lessons(
     rows = []
     for (name, difficulty), failed in kinds.items():
         wanted = each * len(failed)
-        drawn = {
-            task.id: task
-            for task in get_family(name).generate(SPARE * (wanted + len(failed)), seed + 1, difficulty)
-            if task.split == "train" and task.solution is not None and task.id not in taken and task not in near
-        }
-        taken |= set(drawn)
+        drawn = near.past(family_pool(name, seed + 1))(2 * (wanted + len(failed)), difficulty)
+        new = (task for task in drawn if task.split == "train" and task.id not in taken and _solved(task))
+        chosen = list(islice(new, wanted))
+        taken |= {task.id for task in chosen}
         rows += [
             {"task": task.to_json(), "response": task.solution, "cluster": clusters[failed[at % len(failed)].id]}
-            for at, task in enumerate(list(drawn.values())[:wanted])
+            for at, task in enumerate(chosen)
         ]
     return rows
+
+
+def _solved(task: Task) -> bool:
+    return task.solution is not None and verify(task, task.solution).passed is True

@@ -288,9 +288,11 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                 ),
             )
     if cascades := reports.get("cascade_examples"):
+        siblings = ", ".join(f"{name} {r['siblings']}" for name, r in cascades.items() if r.get("siblings"))
         yield Table(
             "Cascade of teachers",
-            "Failed tasks by the tier that answered them first; every accepted answer passed its verifier.",
+            "Failed tasks by the tier that answered them first; every accepted answer passed its verifier."
+            + (f" Further problems of their kinds, by the exact solver, are taught besides: {siblings}." if siblings else ""),
             ("modifier", "tier", "teachers", "tasks that reached it", "accepted", "share", "target", "dollars"),
             tuple(
                 (str(k), str(t["tier"]), ", ".join(t["teachers"]) or "none", str(t["asked"]), str(t["accepted"]),
@@ -376,6 +378,8 @@ def _stand_ins(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) ->
                 yield from (f"teacher: {name}" for name in report.get("stand_ins", ()))
             if asset in ("strategy_journal", "learned_strategy") and report.get("stand_in"):
                 yield f"strategy teacher: {report['teacher']}"
+            if asset == "cascade_examples" and report.get("siblings"):
+                yield "siblings of failures: solver"
             yield from (
                 f"cascade teacher: {name}" for name in report.get("stand_ins", ()) if asset == "cascade_examples"
             )

@@ -2,11 +2,12 @@ from collections import Counter
 
 import pytest
 
+from cogumi_dagster.lib.modifiers import siblings as siblings_module
 from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, held_out_tasks, training_tasks
 from cogumi_dagster.lib.modifiers.near import NearDuplicates
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
 from cogumi_dagster.lib.tasks import verify
-from cogumi_dagster.lib.tasks.base import Task
+from cogumi_dagster.lib.tasks.base import Task, Verdict
 
 
 @pytest.mark.parametrize("modifier", MODIFIER_DOMAINS)
@@ -19,7 +20,7 @@ def test_siblings_are_new_solved_and_of_the_kinds_that_failed(modifier: str) -> 
     tasks = [Task.from_json(row["task"]) for row in rows]
     ids = [task.id for task in tasks]
     assert len(set(ids)) == len(ids) and not set(ids) & {task.id for task in [*learned, *held_out]}
-    assert all(verify(task, row["response"]).passed is not False for task, row in zip(tasks, rows, strict=True))
+    assert all(verify(task, row["response"]).passed for task, row in zip(tasks, rows, strict=True))
     assert not any(task in NearDuplicates(held_out) for task in tasks)
     assert {task.split for task in tasks} == {"train"}
     failed, drawn = (Counter((task.family, task.difficulty) for task in group) for group in (failures, tasks))
@@ -34,3 +35,13 @@ def test_none_are_drawn_where_none_are_wanted() -> None:
     learned = training_tasks("automation", 8, 3, 8)
     clusters = {task.id: 0 for task in learned}
     assert sibling_lessons(learned, clusters, 0, known=set(), held_out=[], seed=3) == []
+
+
+def test_a_solution_that_its_verifier_does_not_accept_is_not_taught(monkeypatch: pytest.MonkeyPatch) -> None:
+    learned = training_tasks("automation", 8, 3, 8)
+    clusters = {task.id: 0 for task in learned}
+    for passed in (False, None):
+        monkeypatch.setattr(
+            siblings_module, "verify", lambda task, text, passed=passed: Verdict(passed, "not accepted")
+        )
+        assert sibling_lessons(learned, clusters, 2, known=set(), held_out=[], seed=3) == []

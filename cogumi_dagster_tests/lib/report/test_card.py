@@ -107,6 +107,16 @@ def test_stand_ins_are_named(refs: list[ArtifactRef], tmp_path: Path) -> None:
     assert write_card(refs, Profile(name="x"), tmp_path / "out").stand_ins == f"student: {EVIL}, teacher: {EVIL}"
 
 
+def test_siblings_are_counted_and_named_as_the_solvers(tmp_path: Path) -> None:
+    with ArtifactStore(tmp_path / "store").write("cascade_examples", "reasoning") as draft:
+        (draft.path / "f").write_text("rows")
+        draft.metrics.update(report={"tiers": [], "stand_ins": [], "siblings": 3}, checks=[])
+    assert draft.ref is not None
+    report = write_card([draft.ref], Profile(name="x"), tmp_path / "out")
+    assert report.stand_ins == "siblings of failures: solver"
+    assert "taught besides: reasoning 3." in (tmp_path / "out" / HTML).read_text()
+
+
 def test_markdown_rows_keep_their_columns(refs: list[ArtifactRef], tmp_path: Path) -> None:
     write_card(refs, Profile(name="x"), tmp_path / "out")
     table: list[str] = []
