@@ -23,6 +23,7 @@ from cogumi_dagster.lib.training.loop import Loop
 from cogumi_dagster.lib.training.merge import answer_logits as padded_logits
 from cogumi_dagster.lib.training.merge import perplexity_of
 from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for, pack, rows_of, shares_beginnings
+from cogumi_dagster.lib.training.precision import mixed_precision
 from cogumi_dagster.lib.training.student import save_checkpoint
 from cogumi_dagster.lib.training.workers import Workers
 
@@ -207,7 +208,7 @@ def _hardest(model: Any, encoded: Sequence[Encoded], config: RecoveryConfig) -> 
     candidates = list(encoded)[: 2 * config.steps * max(1, config.batch_tokens // 128)]
     losses: dict[int, float] = {}
     model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), mixed_precision(model.device.type):
         for row in rows_of(candidates, max(1024, *(len(item.ids) for item in candidates))):
             packed = pack(row, share=shares_beginnings(model))
             logits = answer_logits(model, packed)
@@ -222,13 +223,14 @@ def _losses(model: Any, teacher: Any, packed: Packed, weight: float) -> Any:
     """Sums over the supervised tokens."""
     import torch
 
-    logits = answer_logits(model, packed)
+    with torch.no_grad(), mixed_precision(model.device.type):
+        wanted = answer_logits(teacher, packed) if weight else None
+    with mixed_precision(model.device.type):
+        logits = answer_logits(model, packed)
     targets = packed.targets.to(logits.device)
     loss = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
-    if weight == 0:
+    if wanted is None:
         return loss
-    with torch.no_grad():
-        wanted = answer_logits(teacher, packed)
     divergence = torch.nn.functional.kl_div(
         torch.log_softmax(logits, -1), torch.log_softmax(wanted, -1), log_target=True, reduction="sum"
     )

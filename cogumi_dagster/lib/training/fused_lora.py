@@ -1,7 +1,9 @@
 """LoRA's linear layers in fewer passes over memory; what they compute is PEFT's.
 
 PEFT adds ``B(A(x)) * scaling`` to the frozen layer's output in three operations, each of which reads and writes the
-whole output, and as many in the backward pass. Here the update is accumulated inside the matrix products.
+whole output, and as many in the backward pass. Here the update is accumulated inside the matrix products,
+and all of them are in the frozen layer's precision: an adapter of float32 over bfloat16 weights is rounded as it
+enters, so that its own weights, gradients and optimizer keep float32.
 """
 
 from functools import cache
@@ -14,6 +16,7 @@ def lora_product() -> Any:
     """The function (x, d, W, bias, A, B, scaling) -> x W^T + bias + scaling (d A^T) B^T, with W and bias frozen.
 
     d is x after dropout, or None for x itself. x and d are (tokens, in), W (out, in), A (rank, in), B (out, rank).
+    x, d, W and the result have one precision; A and B may have another, in which their gradients are.
     """
     import torch
 
@@ -21,6 +24,8 @@ def lora_product() -> Any:
         @staticmethod
         def forward(ctx: Any, x: Any, dropped: Any, weight: Any, bias: Any, a: Any, b: Any, scaling: float) -> Any:
             seen = x if dropped is None else dropped
+            ctx.precision = a.dtype
+            a, b = a.to(x.dtype), b.to(x.dtype)
             low = seen @ a.t()
             out = x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
             out.addmm_(low, b.t(), alpha=scaling)
@@ -39,7 +44,8 @@ def lora_product() -> Any:
                 dropped_grad = low_grad @ a
             elif x_grad is not None:
                 x_grad.addmm_(low_grad, a)
-            return x_grad, dropped_grad, None, None, low_grad.t() @ seen, (grad.t() @ low).mul_(ctx.scaling), None
+            a_grad, b_grad = (low_grad.t() @ seen).to(ctx.precision), (grad.t() @ low).to(ctx.precision)
+            return x_grad, dropped_grad, None, None, a_grad, b_grad.mul_(ctx.scaling), None
 
     return LoraProduct.apply
 
@@ -47,7 +53,7 @@ def lora_product() -> Any:
 def fuse_lora(model: Any) -> int:
     """Let the LoRA layers of a PEFT model compute with ``lora_product``; returns how many do.
 
-    Quantized layers, other precisions than the adapter's, and LoRA's variants stay as PEFT has them.
+    Quantized layers and LoRA's variants stay as PEFT has them.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -63,7 +69,7 @@ def _plain(module: Any) -> bool:
     if type(module.base_layer) is not torch.nn.Linear or len(module.lora_A) != 1 or module.lora_variant:
         return False
     (name,) = module.lora_A
-    return module.base_layer.weight.dtype == module.lora_A[name].weight.dtype and module.lora_B[name].bias is None
+    return module.base_layer.weight.is_floating_point() and module.lora_B[name].bias is None
 
 
 def _forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
@@ -73,7 +79,7 @@ def _forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
     if self.disable_adapters or self.merged or torch.is_autocast_enabled(x.device.type):
         return type(self).forward(self, x, *args, **kwargs)
     dropout, base = self.lora_dropout[name], self.base_layer
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x.reshape(-1, x.shape[-1]).to(base.weight.dtype)
     dropped = dropout(flat) if self.training and getattr(dropout, "p", 0.0) > 0 else None
     out = lora_product()(
         flat, dropped, base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]

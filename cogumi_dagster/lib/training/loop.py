@@ -19,6 +19,7 @@ from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Encoded
 from cogumi_dagster.lib.training.flops import step_flops
+from cogumi_dagster.lib.training.memory import keep_freed_memory
 from cogumi_dagster.lib.training.packing import Packed, answer_losses, pack, rows_of, schedule, shares_beginnings
 from cogumi_dagster.lib.training.workers import Workers
 
@@ -91,6 +92,7 @@ class Loop:
 
     def train(self) -> None:
         """Run all steps, from the newest checkpoint on; the best evaluated weights are kept where there are any."""
+        keep_freed_memory()
         start = self._restore()
         self.model.train()
         for step in range(start, len(self.steps)):

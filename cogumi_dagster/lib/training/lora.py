@@ -1,5 +1,6 @@
 """LoRA and QLoRA training: what the base, the modifiers and the strategies have in common."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from cogumi_dagster.lib.training.memory import PeakMemory, fits_unpacked, memory
 from cogumi_dagster.lib.training.packing import attention_for
 from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.workers import Workers
+
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # of a kernel that is fetched from a hub
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
@@ -83,6 +86,10 @@ def load_base(checkpoint: Path, *, four_bit: bool, device: str) -> tuple[Any, An
         local_files_only=True,
     )
     model.config.use_cache = False
+    for module in model.modules():
+        # with AVX512-BF16, bitsandbytes packs a layer anew when it is first evaluated, for a kernel without gradients
+        if getattr(module, "support_avx512bf16_for_cpu", False):
+            module.support_avx512bf16_for_cpu = False
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     torch.set_grad_enabled(True)

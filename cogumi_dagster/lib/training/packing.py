@@ -12,6 +12,7 @@ the row once: every example attends to it, and its gradient is the sum of theirs
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
 
@@ -20,6 +21,8 @@ from cogumi_dagster.lib.training.batches import Encoded
 
 PACKED_ATTENTION = "packed"
 """The name under which ``packed_attention`` is known to transformers."""
+KEEPS_SCORES = 256
+"""Tokens up to which an example's attention scores are kept for the backward pass on a CPU."""
 SHARED_AT_LEAST = 8
 """Tokens; a shorter common beginning is not worth the copies."""
 
@@ -159,12 +162,37 @@ def packed_attention(
         beginning, *own = examples
         examples = [tuple(torch.cat(both, dim=2) for both in zip(beginning, one, strict=True)) for one in own]
     parts = [
-        torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scaling, dropout_p=dropout)
-        for q, k, v in examples
+        _attention(q, k, v, query.shape[-1] ** -0.5 if scaling is None else scaling, dropout) for q, k, v in examples
     ]
     if shared:  # every example has computed the beginning, and alike
         parts = [parts[0][:, :, :shared], *(part[:, :, shared:] for part in parts)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _attention(query: Any, key: Any, value: Any, scaling: float, dropout: float) -> Any:
+    """Causal attention of one example. (1, heads, tokens, size) each.
+
+    torch's kernel for bfloat16 on a CPU is slow where rows are short, backward above all. With the scores in float32
+    the products are as exact, and 2.4 times as fast at 128 tokens; but they are kept, so not for long examples.
+    """
+    import torch
+
+    tokens = query.shape[2]
+    if query.device.type != "cpu" or query.dtype is not torch.bfloat16 or tokens > KEEPS_SCORES or dropout:
+        return torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scaling, dropout_p=dropout
+        )
+    future = _future(tokens).expand(query.shape[1], -1, -1)
+    scores = torch.baddbmm(future, query[0].float(), key[0].float().transpose(1, 2), alpha=scaling)
+    return torch.bmm(scores.softmax(-1).to(value.dtype), value[0])[None]
+
+
+@lru_cache(maxsize=64)
+def _future(tokens: int) -> Any:
+    """(tokens, tokens): 0 where a token may look, minus infinity where it may not."""
+    import torch
+
+    return torch.full((tokens, tokens), float("-inf")).triu(1)
 
 
 def attention_for(device: str) -> str:

@@ -1,5 +1,6 @@
 """Which number format a machine computes in fastest without loss."""
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 
@@ -14,6 +15,15 @@ def compute_dtype(device: str) -> Any:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
+
+
+def mixed_precision(device: str) -> AbstractContextManager[Any]:
+    """Matrix products of a float32 model in bfloat16, where the hardware multiplies it."""
+    import torch
+
+    if compute_dtype(device) is not torch.bfloat16:
+        return nullcontext()
+    return torch.autocast(torch.device(device).type, torch.bfloat16)
 
 
 def resolve_device(wanted: str) -> str:

@@ -46,6 +46,26 @@ def test_the_same_as_peft_forward_and_backward(imported: tuple[Path, Any]) -> No
         torch.testing.assert_close(fused_grads[name], grads[name], rtol=1e-4, atol=1e-7)
 
 
+def test_over_bfloat16_weights_the_adapter_keeps_float32(imported: tuple[Path, Any]) -> None:
+    exact_logits, exact = outcome(model_with_lora(imported[0]))
+    model = model_with_lora(imported[0])
+    model.base_model.to(torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = parameter.data.float()
+    logits, grads = outcome(model)
+    assert fuse_lora(model) == 4
+    fused_logits, fused_grads = outcome(model)
+    assert fused_logits.dtype == torch.bfloat16 and {grad.dtype for grad in fused_grads.values()} == {torch.float32}
+    assert distance(fused_logits.float(), exact_logits) < 1.5 * distance(logits.float(), exact_logits) < 0.05
+    for name in exact:
+        assert distance(fused_grads[name], exact[name]) < 1.5 * distance(grads[name], exact[name]) < 0.1
+
+
+def distance(one: Any, other: Any) -> float:
+    return float((one - other).norm() / other.norm())
+
+
 @pytest.mark.parametrize("drops", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 def test_gradients_against_finite_differences(drops: bool, biased: bool) -> None:

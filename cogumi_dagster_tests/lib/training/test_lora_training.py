@@ -12,6 +12,7 @@ from cogumi_dagster.lib.training.launch import train_lora_on
 from cogumi_dagster.lib.training.loop import cosine, evaluation_loss
 from cogumi_dagster.lib.training.lora import TrainingReport, load_base, train_lora, unpack_four_bit
 from cogumi_dagster.lib.training.packing import Packed
+from cogumi_dagster.lib.training.precision import compute_dtype
 
 SIX_STEPS = LoraConfig(
     rank_attention=4, rank_feed_forward=2, alpha=8, dropout=0.1, learning_rate=3e-3, max_steps=6, save_every=2,
@@ -106,7 +107,7 @@ def test_nothing_to_train_on_is_an_error(student: Path, tmp_path: Path) -> None:
 def test_four_bit_training_works_on_a_cpu(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
     config = SIX_STEPS.model_copy(update={"load_in_4bit": True, "max_steps": 2})
     report = train_lora(student, pairs, tmp_path / "out", config, scratch=tmp_path / "s", validation=pairs[:2])
-    assert report.precision == "NF4 (unpacked once) + float32"
+    assert report.precision == f"NF4 (unpacked once) + {compute_dtype('cpu')}".replace("torch.", "")
     assert math.isfinite(report.validation_loss_after)
     assert any(any(values) for name, values in weights(tmp_path / "out").items() if "lora_B" in name)
 
@@ -131,6 +132,17 @@ def test_unpacked_once_computes_what_the_packed_base_computes(student: Path) -> 
     assert (unpacked - packed).abs().max() < 1e-4 < rounded
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
+
+
+def test_evaluating_a_packed_base_leaves_its_gradients(student: Path) -> None:
+    model, tokenizer = load_base(student, four_bit=True, device="cpu")
+    ids = tokenizer("The quick brown fox", return_tensors="pt").input_ids
+    with torch.no_grad():
+        model.eval()(ids)
+    first = model.model.layers[0].self_attn.q_proj
+    seen = torch.randn(3, first.in_features, dtype=model.dtype, requires_grad=True)
+    first(seen).sum().backward()
+    assert seen.grad is not None and seen.grad.abs().sum() > 0
 
 
 def test_without_validation_there_is_no_figure(student: Path) -> None:

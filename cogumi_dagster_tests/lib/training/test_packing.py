@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import Batch, Encoded, Pair, collate, encode_pairs
 from cogumi_dagster.lib.training.lora import load_base
-from cogumi_dagster.lib.training.packing import answer_losses, pack, rows_of, schedule, steps_of
+from cogumi_dagster.lib.training.packing import (
+    KEEPS_SCORES,
+    answer_losses,
+    pack,
+    packed_attention,
+    rows_of,
+    schedule,
+    steps_of,
+)
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 
@@ -83,6 +91,23 @@ def test_gradients_are_those_of_the_padded_batch(student: Path, pairs: list[Pair
         found.append(weight.grad)
     torch.testing.assert_close(found[0], found[2], rtol=1e-3, atol=1e-6)
     torch.testing.assert_close(found[1], found[2], rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [20, KEEPS_SCORES + 1])
+def test_short_examples_in_bfloat16_are_as_exact_as_the_kernel_s(length: int) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    sides = [torch.randn(1, 3, 2 * length, 16).bfloat16().requires_grad_() for _ in range(3)]
+    given = torch.randn(1, 2 * length, 3, 16)
+    exact = [side.detach().double().requires_grad_() for side in sides]
+    bounds = (0, length, 2 * length)
+    for q, k, v in (sides, exact):
+        out, _ = packed_attention(None, q, k, v, None, bounds=bounds)
+        out.backward(given.to(out.dtype))
+    for side, true in zip(sides, exact, strict=True):
+        assert side.grad is not None and true.grad is not None
+        assert (side.grad - true.grad).norm() < 0.01 * true.grad.norm()
 
 
 def test_only_a_beginning_that_all_have_and_no_answer_is_shared() -> None:
