@@ -11,6 +11,7 @@ from cogumi_dagster.lib.planning.sizes import adapter_parameters, nf4_bytes
 from cogumi_dagster.lib.profile import LoraConfig, Profile
 from cogumi_dagster.lib.teacher_data import domain_examples, domain_mix
 from cogumi_dagster.lib.training.memory import fits_unpacked
+from cogumi_dagster.lib.training.packing import KEEPS_SCORES
 
 SAMPLE = 40
 """Tasks drawn a domain to see how long texts are."""
@@ -189,16 +190,22 @@ def fixed_bytes(shape: ModelShape, config: LoraConfig, device: Device) -> int:
 def token_bytes(shape: ModelShape, config: LoraConfig, texts: Texts, device: Device, *, checkpointing: bool) -> float:
     """Bytes that one more token of a row takes until the backward pass: activations, and logits where supervised.
 
-    Kept in a layer: both norms' inputs in float32; each LoRA's input in float32, one a matrix where dropout or a cast
-    makes copies; its product with A; queries, keys, values and the attention's output, as many heads each; three of
-    the feed-forward's width. With checkpointing only a layer's input is kept, and one layer at a time in full.
+    Kept in a layer: both norms' inputs in float32; each LoRA's input, one a matrix where dropout or a cast makes copies
+    (PEFT casts to float32 over layers that stay in four bits, see ``fused_lora``); its product with A; queries, keys,
+    values and the attention's output, as many heads each; three of the feed-forward's width; and the scores of short
+    examples on a CPU in bfloat16. With checkpointing only a layer's input is kept, and one layer at a time in full.
     """
     item, hidden, wide = device.item_bytes, shape.hidden_size, shape.intermediate_size
     width = shape.num_attention_heads * shape.head_dim
-    copies = config.dropout > 0 or item < 4
+    on_cpu = device.name == THIS_MACHINE
+    fused = on_cpu or not config.load_in_4bit
+    lora_item = item if fused else 4
+    copies = config.dropout > 0 or lora_item > item
     inputs = (5 if copies else 2) * hidden + width + wide
-    layer = 8 * hidden + (5 if config.dropout > 0 else 4) * inputs + item * (4 * width + 3 * wide)
-    layer += 4 * (4 * config.rank_attention + 3 * config.rank_feed_forward)
+    layer = 8 * hidden + (lora_item + (config.dropout > 0)) * inputs + item * (4 * width + 3 * wide)
+    layer += lora_item * (4 * config.rank_attention + 3 * config.rank_feed_forward)
+    if on_cpu and item < 4:
+        layer += 6 * shape.num_attention_heads * min(texts.tokens, KEEPS_SCORES) + 8 * width
     kept = shape.num_hidden_layers * item * hidden + layer if checkpointing else shape.num_hidden_layers * layer
     logits = texts.answer_tokens / texts.tokens * shape.vocab_size * (12 if item == 4 else 14)
     return kept + logits

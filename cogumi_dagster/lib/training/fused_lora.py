@@ -3,7 +3,7 @@
 PEFT adds ``B(A(x)) * scaling`` to the frozen layer's output in three operations, each of which reads and writes the
 whole output, and as many in the backward pass. Here the update is accumulated inside the matrix products,
 and all of them are in the frozen layer's precision: an adapter of float32 over bfloat16 weights is rounded as it
-enters, so that its own weights, gradients and optimizer keep float32.
+enters, so that its own weights, the sums of its gradients and its optimizer keep float32.
 """
 
 from functools import cache

@@ -19,7 +19,7 @@ from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Encoded
 from cogumi_dagster.lib.training.flops import step_flops
-from cogumi_dagster.lib.training.memory import keep_freed_memory
+from cogumi_dagster.lib.training.memory import reused_memory
 from cogumi_dagster.lib.training.packing import Packed, answer_losses, pack, rows_of, schedule, shares_beginnings
 from cogumi_dagster.lib.training.workers import Workers
 
@@ -78,7 +78,7 @@ class Loop:
         self.steps = schedule(encoded, config.batch_tokens, config.epochs, config.max_steps, seed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999)
+            self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
         )
         self.row_tokens = config.row_tokens or config.batch_tokens
         self.scratch, self.progress = scratch, progress
@@ -92,7 +92,10 @@ class Loop:
 
     def train(self) -> None:
         """Run all steps, from the newest checkpoint on; the best evaluated weights are kept where there are any."""
-        keep_freed_memory()
+        with reused_memory():
+            self._train()
+
+    def _train(self) -> None:
         start = self._restore()
         self.model.train()
         for step in range(start, len(self.steps)):

@@ -2,12 +2,14 @@
 
 import contextlib
 import ctypes
+from collections.abc import Iterator
 from pathlib import Path
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Of ``malloc.h``."""
+TRIM_THRESHOLD, MMAP_MAX = 128 * 1024, 65536
+"""Of ``malloc.h``: the options' numbers and their defaults."""
 UNPACKED_SHARE = 0.25
 """NF4 weights are unpacked for good where they take at most this share of the memory."""
 
@@ -29,16 +31,27 @@ def fits_unpacked(unpacked_bytes: int, memory_bytes: int) -> bool:
     return unpacked_bytes <= UNPACKED_SHARE * memory_bytes
 
 
-def keep_freed_memory() -> None:
-    """Let this process reuse what it frees instead of giving it back; glibc only.
+@contextlib.contextmanager
+def reused_memory() -> Iterator[None]:
+    """Inside, this process reuses what it frees instead of giving it back; glibc only.
 
-    A step frees and takes the same large tensors again and again. By default each is mapped anew, and writing its
-    pages for the first time cost a third of a training step.
+    A training step frees and takes the same large tensors again and again. By default each is mapped anew, and writing
+    its pages for the first time cost a third of a step.
     """
-    with contextlib.suppress(OSError, AttributeError):  # other systems' libraries have no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_MAX, 0)
-        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+    try:
+        libc = ctypes.CDLL(None)
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
+    except (OSError, AttributeError):  # another system's library
+        yield
+        return
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_MAX, MMAP_MAX)
+        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
+        malloc_trim(0)
 
 
 class PeakMemory:

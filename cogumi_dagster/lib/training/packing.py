@@ -177,14 +177,17 @@ def _attention(query: Any, key: Any, value: Any, scaling: float, dropout: float)
     """
     import torch
 
-    tokens = query.shape[2]
-    if query.device.type != "cpu" or query.dtype is not torch.bfloat16 or tokens > KEEPS_SCORES or dropout:
+    rows, heads, tokens, _ = query.shape
+    short = rows == 1 and tokens <= KEEPS_SCORES
+    # under autocast queries and keys are float32, rotated by float32 angles
+    if query.device.type != "cpu" or value.dtype is not torch.bfloat16 or not short or dropout:
         return torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scaling, dropout_p=dropout
         )
-    future = _future(tokens).expand(query.shape[1], -1, -1)
-    scores = torch.baddbmm(future, query[0].float(), key[0].float().transpose(1, 2), alpha=scaling)
-    return torch.bmm(scores.softmax(-1).to(value.dtype), value[0])[None]
+    future = _future(tokens).expand(heads, -1, -1)
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.baddbmm(future, query[0].float(), key[0].float().transpose(1, 2), alpha=scaling)
+        return torch.bmm(scores.softmax(-1).to(value.dtype), value[0])[None]
 
 
 @lru_cache(maxsize=64)
@@ -192,7 +195,7 @@ def _future(tokens: int) -> Any:
     """(tokens, tokens): 0 where a token may look, minus infinity where it may not."""
     import torch
 
-    return torch.full((tokens, tokens), float("-inf")).triu(1)
+    return torch.full((tokens, tokens), float("-inf"), dtype=torch.float32, device="cpu").triu(1)
 
 
 def attention_for(device: str) -> str:

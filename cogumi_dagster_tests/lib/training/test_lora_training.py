@@ -134,8 +134,10 @@ def test_unpacked_once_computes_what_the_packed_base_computes(student: Path) -> 
     assert type(model.model.layers[0].self_attn.q_proj) is torch.nn.Linear
 
 
-def test_evaluating_a_packed_base_leaves_its_gradients(student: Path) -> None:
+def test_evaluating_a_packed_base_leaves_its_gradients(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)  # what sets a layer's flag
     model, tokenizer = load_base(student, four_bit=True, device="cpu")
+    assert not model.model.layers[0].self_attn.q_proj.support_avx512bf16_for_cpu
     ids = tokenizer("The quick brown fox", return_tensors="pt").input_ids
     with torch.no_grad():
         model.eval()(ids)
