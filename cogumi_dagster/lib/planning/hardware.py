@@ -71,6 +71,7 @@ def this_machine(seconds: float = 0.3) -> Device:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     measured, bandwidth = 2.0 * 768**3 / product, 2.0 * source.nbytes / copy
     twice = _multiplies_bfloat16()
+    taken = ", bfloat16 taken as twice" if twice else ""
     return Device(
         name=THIS_MACHINE,
         flops=(2 if twice else 1) * measured,
@@ -78,8 +79,7 @@ def this_machine(seconds: float = 0.3) -> Device:
         bandwidth=bandwidth,
         item_bytes=2 if twice else 4,
         utilization=CPU_UTILIZATION,
-        basis=f"{cores} cores, measured now: {measured / 1e9:.0f} GFLOP/s float32{', bfloat16 taken as twice' * twice}, "
-        f"{bandwidth / 1e9:.0f} GB/s",
+        basis=f"{cores} cores, measured now: {measured / 1e9:.0f} GFLOP/s float32{taken}, {bandwidth / 1e9:.0f} GB/s",
     )
 
 

@@ -202,7 +202,7 @@ def token_bytes(shape: ModelShape, config: LoraConfig, texts: Texts, device: Dev
     lora_item = item if fused else 4
     copies = config.dropout > 0 or lora_item > item
     inputs = (5 if copies else 2) * hidden + width + wide
-    layer = 8 * hidden + (lora_item + (config.dropout > 0)) * inputs + item * (4 * width + 3 * wide)
+    layer: float = 8 * hidden + (lora_item + (config.dropout > 0)) * inputs + item * (4 * width + 3 * wide)
     layer += lora_item * (4 * config.rank_attention + 3 * config.rank_feed_forward)
     if on_cpu and item < 4:
         layer += 6 * shape.num_attention_heads * min(texts.tokens, KEEPS_SCORES) + 8 * width
