@@ -1,15 +1,18 @@
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from cogumi_dagster.lib.compression import recover as module
 from cogumi_dagster.lib.compression.compressor import load_sound
 from cogumi_dagster.lib.compression.gradual import prune
-from cogumi_dagster.lib.compression.recover import RecoveryReport, recover
+from cogumi_dagster.lib.compression.recover import RecoveryReport, packed_rows, recover
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import PruningConfig, RecoveryConfig
-from cogumi_dagster.lib.training.batches import Pair
+from cogumi_dagster.lib.training.batches import Pair, encode_pairs
+from cogumi_dagster.lib.training.packing import pack
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 HALF = PruningConfig(method="magnitude", sparsity_attention=0.5, sparsity_feed_forward=0.5)
@@ -52,6 +55,27 @@ def test_training_recovers_some_of_what_pruning_lost(recovered: tuple[Path, Reco
     assert report.steps == len(report.curve) == 8
     assert report.perplexity_recovered < report.perplexity_pruned
     assert report.loss_last < report.loss_first
+
+
+def test_losses_in_mixed_precision_are_those_of_float32(
+    student: Path, pruned: Path, pairs: list[Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outcome(precision: torch.dtype) -> tuple[float, dict[str, Any]]:
+        monkeypatch.setattr("cogumi_dagster.lib.training.precision.compute_dtype", lambda device: precision)
+        model, tokenizer = load_sound(pruned)
+        teacher, _ = load_sound(student)
+        packed = pack(encode_pairs(tokenizer, pairs[:6], 512)[0], share=True)
+        with packed_rows(model), packed_rows(teacher):
+            loss = module._losses(model, teacher, packed, 0.5)
+            loss.backward()
+        return float(loss.detach()), {name: p.grad for name, p in model.named_parameters()}
+
+    exact, exact_grads = outcome(torch.float32)
+    mixed, grads = outcome(torch.bfloat16)
+    assert exact != mixed == pytest.approx(exact, rel=0.01)
+    for name, grad in grads.items():  # embeddings too, which recovery may train
+        assert grad is not None and grad.dtype == torch.float32
+        assert (grad - exact_grads[name]).norm() < 0.05 * exact_grads[name].norm(), name
 
 
 def test_the_way_from_the_parent_is_reported_with_the_last_recovery(recovered: tuple[Path, RecoveryReport]) -> None:
