@@ -29,7 +29,10 @@ GRAPH, MODEL, STAGES = "The graph", "The model", "Stages, on your own files"
 ProfileOption = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it)
     typer.Option(
-        "--profile", "-p", help="A name in resources/profiles, or a path to a YAML file.", show_default="local"
+        "--profile",
+        "-p",
+        help="A name in resources/profiles, or a path to a YAML file.",
+        show_default="COGUMI_PROFILE, else local",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -66,7 +69,10 @@ def run(
             help="Assets to materialize, separated by commas; else all. +NAME: with all upstream, NAME+: downstream."
         ),
     ] = None,
-    partition: Annotated[str, typer.Option(help="Only this domain, modifier or strategy.")] = "",
+    partition: Annotated[
+        str,
+        typer.Option(help="Only this partition: a domain, a modifier (code and reasoning are both), or a strategy."),
+    ] = "",
 ) -> None:
     """Materialize what is not up to date: everything, or some assets. Run again after a kill: it continues."""
     _profile(profile)
@@ -76,7 +82,11 @@ def run(
 
 
 @app.command(rich_help_panel=GRAPH)
-def demo(profile: ProfileOption = "quick") -> None:
+def demo(
+    profile: Annotated[
+        str, typer.Option("--profile", "-p", help="A name in resources/profiles, or a path to a YAML file.")
+    ] = "quick",
+) -> None:
     """Run the whole pipeline, show its assets and checks, and ask the served model three questions."""
     _profile(profile)
     from cogumi_dagster.commands.graph import run_demo
@@ -180,7 +190,9 @@ def serve(
     profile: ProfileOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[Optional[int], typer.Option(help="Port to listen on.", show_default="8600")] = None,  # noqa: UP045
-    token: Annotated[str, typer.Option(envvar="COGUMI_TOKEN", help="Bearer token; one is made when left out.")] = "",
+    token: Annotated[
+        str, typer.Option(envvar="COGUMI_TOKEN", help="Bearer token; else one that is made once and kept in a file.")
+    ] = "",
 ) -> None:
     """Serve a bundle behind OpenAI's API: models cogumi (routed), cogumi-base, cogumi-code, ..."""
     _profile(profile)
@@ -268,6 +280,8 @@ def export_gguf(
 
         export_weighted_command(checkpoint, out, kind, imatrix, calibration)
         return
+    if calibration:
+        raise CogumiError("--calibration is text for an importance matrix, and none is asked for", "add --imatrix auto")
     from cogumi_dagster.commands.stages import export_gguf_command
 
     export_gguf_command(checkpoint, out, kind)

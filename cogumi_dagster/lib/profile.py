@@ -306,7 +306,6 @@ class RoutingConfig(Section):
 
 
 class ServingConfig(Section):
-    host: str = "127.0.0.1"
     port: int = 8600
     slots: Count = 8
     context: Count = 1024

@@ -61,6 +61,7 @@ def teachers_available(settings: ProfileResource, teachers: TeachersResource) ->
     said = "; ".join(f"teacher {one.name!r} cannot be asked: {one.reason}. Mend: {one.mend}" for one in lost)
     return dg.AssetCheckResult(
         passed=not lost,
+        severity=dg.AssetCheckSeverity.WARN,
         description=said or f"{len(found)} teacher(s) can be asked",
         metadata={one.name: one.reason for one in found},
     )

@@ -17,6 +17,13 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_multiplies_it(
     assert compute_dtype("cpu") == wanted
 
 
+def test_a_numbered_gpu_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    assert compute_dtype("cuda:0") == compute_dtype("cuda") == torch.bfloat16
+
+
 def test_the_device_is_resolved_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert resolve_device("cpu") == resolve_device("auto") == "cpu"
