@@ -63,18 +63,16 @@ def answer_tasks(
     logprobs: bool = False,
     temperature: float | Sequence[float] = 0.0,
     seed: int | Sequence[int] = 0,
-    room: Callable[[Task], int] = room_for,
     progress: Progress = silent,
 ) -> list[Answered]:
     """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays.
 
-    ``temperature`` and ``seed`` are of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``);
-    ``room`` says how many tokens an answer may take.
+    ``temperature`` and ``seed`` are of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``).
     """
     completions = engine.chat_many(
         [conversation(task, before) for task in tasks],
         adapter=adapter,
-        max_tokens=[room(task) for task in tasks],
+        max_tokens=[room_for(task) for task in tasks],
         temperature=temperature,
         seed=seed,
         logprobs=logprobs,

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant, machine_seconds
@@ -12,7 +11,7 @@ from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.economics import Economics, economics
 from cogumi_dagster.lib.strategy.journal import balanced_accuracy, majority_of
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of, room_for_trace
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -106,11 +105,10 @@ def evaluate_strategy(
     else:  # first: what fails here fails before the student's hours, and what was answered is kept
         for name, text in ((f"teacher ({teacher.name})", ""), ("teacher, strategy in the prompt", strategy)):
             taught[name] = teacher.attempt(tasks, text, part(len(tasks)))
-    ask = partial(answer_tasks, engine, room=room_for_trace)
-    untrained = ask(tasks, progress=part(len(tasks)))
-    told = ask(tasks, before=strategy, progress=part(len(tasks)))
-    trained = ask(tasks, adapter=ADAPTER, progress=part(len(tasks)))
-    answered = ask(list(distinct.values()), adapter=ADAPTER, progress=part(len(distinct)))
+    untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
+    told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
+    trained = answer_tasks(engine, tasks, adapter=ADAPTER, progress=part(len(tasks)))
+    answered = answer_tasks(engine, list(distinct.values()), adapter=ADAPTER, progress=part(len(distinct)))
     stages: dict[str, Sequence[Answered]] = {
         "untrained student": untrained,
         "student, strategy in the prompt": told,

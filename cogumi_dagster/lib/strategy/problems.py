@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
-from cogumi_dagster.lib.evaluation.answers import Answered, room_for
-from cogumi_dagster.lib.strategy import tally
+from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.tasks import FAMILIES
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Split, Task
 from cogumi_dagster.lib.tasks.scheduling import SCHEDULING
@@ -17,7 +16,7 @@ Name = TypeVar("Name")
 Mix = Mapping[Difficulty, float]
 EVEN: Mix = dict.fromkeys(DIFFICULTIES, 1 / len(DIFFICULTIES))
 UPPER: Mix = {"medium": 1 / 2, "hard": 1 / 2}
-TO_LEARN: Mix = {"easy": 1 / 6, "medium": 1 / 6, "hard": 4 / 6}
+TO_LEARN: Mix = {"easy": 1 / 6, "medium": 2 / 6, "hard": 3 / 6}
 """Traces of the longer problems teach more."""
 
 
@@ -48,10 +47,6 @@ class StrategyFamily:
     classes: tuple[str, ...] = ()
     generate: Callable[[int, int, Difficulty], list[Task]] | None = None
     """The task family's own, unless given: (count, seed, difficulty) -> problems, all classes about as often."""
-    trace: Callable[[Task], str] | None = None
-    """The worked trace of a problem; the task family's own solution, unless given."""
-    room: int = 0
-    """Tokens that a trace may take; the task family's, unless given."""
     suites: tuple[Suite, ...] = ()
     parts: tuple["StrategyFamily", ...] = ()
 
@@ -75,11 +70,7 @@ class StrategyFamily:
             taken = _balanced(inside, self.classes, wanted) if self.classes else inside[:wanted]
             short = wanted - len(taken)
             chosen += taken
-        return [self.traced(task) for task in chosen]
-
-    def traced(self, task: Task) -> Task:
-        """The problem with the trace that is taught as its solution."""
-        return replace(task, solution=self.trace(task)) if self.trace else task
+        return chosen
 
 
 def _balanced(tasks: Sequence[Task], classes: Sequence[str], wanted: int) -> list[Task]:
@@ -127,38 +118,31 @@ def part_of(suite: Suite) -> Callable[[int, int], list[Task]]:
     return draw
 
 
-def with_traces(name: str, draw: Callable[[int, int], list[Task]]) -> Callable[[int, int], list[Task]]:
-    """Problems that are drawn otherwise than ``StrategyFamily.problems`` does, with the family's traces."""
-    return lambda count, seed: [strategy_family(name).traced(task) for task in draw(count, seed)]
-
-
+TALLY = (
+    "Give each hour a letter: 9 is a, 10 is b, and so on to 17, which is i. Go through the meetings in their order. "
+    "Write each, and behind it, for every hour from its start to the one before its end, the letter and how many "
+    "meetings have taken that hour so far. As soon as a number is above the rooms, stop: NO. If none ever is: YES."
+)
 _SINGLE = (
     StrategyFamily(
         "scheduling",
         strategies=(
             "",
             "Count how many meetings run at the same time. If that is ever more than the rooms, say NO, else YES.",
-            tally.STRATEGY,
+            TALLY + " Example: [9-11], [10-12], rooms 2 gives [9-11] a1 b1, [10-12] b2 c1, all within 2: YES.",
         ),
         classes=("YES", "NO"),
         generate=SCHEDULING.generate_balanced,
-        trace=tally.listed_trace_of,
-        room=tally.ROOM,
         suites=(
             Suite("medium and hard, class-balanced", 1000, fresh("scheduling", UPPER), {"balanced accuracy": 0.995}),
             Suite(
                 "published mix, sets of 150",
                 10 * PUBLISHED_SET,
-                with_traces("scheduling", published_sets),
+                published_sets,
                 {"accuracy": 0.99, "recall NO": 0.97},
                 PUBLISHED_SET,
             ),
-            Suite(
-                "7 to 10 meetings, class-balanced",
-                300,
-                with_traces("scheduling", SCHEDULING.generate_longer),
-                {"balanced accuracy": 0.95},
-            ),
+            Suite("7 to 10 meetings, class-balanced", 300, SCHEDULING.generate_longer, {"balanced accuracy": 0.95}),
         ),
     ),
     StrategyFamily(
@@ -218,12 +202,6 @@ def classes_of(task: Task) -> tuple[str, ...]:
     """The answers that a task's family knows; none where answers are open."""
     found = STRATEGY_FAMILIES.get(task.family)
     return found.classes if found else ()
-
-
-def room_for_trace(task: Task) -> int:
-    """Tokens that an answer to this problem may take."""
-    found = STRATEGY_FAMILIES.get(task.family)
-    return (found.room if found else 0) or room_for(task)
 
 
 def said_in(answer: Answered) -> str:

@@ -14,7 +14,7 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, prompt_of
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, room_for_trace, said_in
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Request
@@ -73,7 +73,7 @@ class SolverTeacher:
     stand_in: bool = True
 
     def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
-        return answer_tasks(self.engine, tasks, before=strategy, room=room_for_trace, progress=progress)
+        return answer_tasks(self.engine, tasks, before=strategy, progress=progress)
 
     def reflect(self, answers: Sequence[Answered]) -> str:
         closed = [answer for answer in answers if classes_of(answer.task)]
