@@ -96,7 +96,7 @@ def _dropped(x: Any, dropout: Any) -> Any:
 
     if x.device.type != "cpu":
         return dropout(x)
-    out_of_256 = round(256 * dropout.p)
+    out_of_256 = min(255, round(256 * dropout.p))
     numbers = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
     kept = (numbers.view(torch.uint8)[: x.numel()] >= out_of_256).view_as(x)
     return x * kept.to(x.dtype).mul_(256 / (256 - out_of_256))
