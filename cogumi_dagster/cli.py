@@ -26,12 +26,13 @@ app = typer.Typer(
 OFFLINE = "TRUE"
 """Our own choice; who sets HF_HUB_OFFLINE himself, to 1 or 0, is heard."""
 GRAPH, MODEL, STAGES = "The graph", "The model", "Stages, on your own files"
+PROFILE_HELP = "A name in resources/profiles, or a path to a YAML file."
 ProfileOption = Annotated[
     Optional[str],  # noqa: UP045 (typer reads it)
     typer.Option(
         "--profile",
         "-p",
-        help="A name in resources/profiles, or a path to a YAML file.",
+        help=PROFILE_HELP,
         show_default="COGUMI_PROFILE, else local",
     ),
 ]
@@ -83,9 +84,7 @@ def run(
 
 @app.command(rich_help_panel=GRAPH)
 def demo(
-    profile: Annotated[
-        str, typer.Option("--profile", "-p", help="A name in resources/profiles, or a path to a YAML file.")
-    ] = "quick",
+    profile: Annotated[str, typer.Option("--profile", "-p", help=PROFILE_HELP)] = "quick",
 ) -> None:
     """Run the whole pipeline, show its assets and checks, and ask the served model three questions."""
     _profile(profile)

@@ -53,7 +53,8 @@ def lora_product() -> Any:
 def fuse_lora(model: Any) -> int:
     """Let the LoRA layers of a PEFT model compute with ``lora_product``; returns how many do.
 
-    Quantized layers and LoRA's variants stay as PEFT has them.
+    Quantized layers, LoRA's variants, and float16 (whose small gradients would be lost without scaling) stay as PEFT
+    has them.
     """
     from peft.tuners.lora.layer import Linear
 
@@ -69,7 +70,8 @@ def _plain(module: Any) -> bool:
     if type(module.base_layer) is not torch.nn.Linear or len(module.lora_A) != 1 or module.lora_variant:
         return False
     (name,) = module.lora_A
-    return module.base_layer.weight.is_floating_point() and module.lora_B[name].bias is None
+    precisions = (module.lora_A[name].weight.dtype, torch.bfloat16)
+    return module.base_layer.weight.dtype in precisions and module.lora_B[name].bias is None
 
 
 def _forward(self: Any, x: Any, *args: Any, **kwargs: Any) -> Any:

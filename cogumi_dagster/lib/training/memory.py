@@ -1,4 +1,4 @@
-"""The most memory that a run takes."""
+"""Memory of a run: the most that it takes, and what it frees."""
 
 import contextlib
 import ctypes

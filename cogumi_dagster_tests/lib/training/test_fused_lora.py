@@ -62,6 +62,14 @@ def test_over_bfloat16_weights_the_adapter_keeps_float32(imported: tuple[Path, A
         assert distance(fused_grads[name], exact[name]) < 1.5 * distance(grads[name], exact[name]) < 0.1
 
 
+def test_float16_is_left_to_peft_which_keeps_small_gradients(imported: tuple[Path, Any]) -> None:
+    model = model_with_lora(imported[0])
+    for module in model.modules():
+        if hasattr(module, "base_layer"):
+            module.base_layer.half()
+    assert fuse_lora(model) == 0
+
+
 def distance(one: Any, other: Any) -> float:
     return float((one - other).norm() / other.norm())
 
