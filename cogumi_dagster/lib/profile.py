@@ -138,6 +138,9 @@ class LoraConfig(Section):
     max_length: Count = 512
     weight_decay: float = 0.0
     gradient_clip: Positive = 1.0
+    position_skips: int = Field(
+        0, ge=0, description="positions skipped at once, at most, in random places of an example"
+    )
     explosion: Positive = Field(5.0, description="a loss so many times the recent median (at least 0.5) stops the run")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more work")
     evaluate_every: Count | None = Field(None, description="steps between evaluations; the best weights are kept")

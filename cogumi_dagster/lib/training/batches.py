@@ -23,6 +23,12 @@ class Encoded:
     ids: tuple[int, ...]
     answer_start: int
     index: int
+    positions: Sequence[int] = ()
+    """Of the tokens; 0, 1, 2 and so on when left out: ``places`` are these."""
+
+    @property
+    def places(self) -> Sequence[int]:
+        return self.positions or range(len(self.ids))
 
 
 @dataclass(frozen=True)

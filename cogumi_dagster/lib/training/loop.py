@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,7 +21,16 @@ from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Encoded
 from cogumi_dagster.lib.training.flops import step_flops
 from cogumi_dagster.lib.training.memory import reused_memory
-from cogumi_dagster.lib.training.packing import Packed, answer_losses, pack, rows_of, schedule, shares_beginnings
+from cogumi_dagster.lib.training.packing import (
+    Packed,
+    answer_losses,
+    common_beginning,
+    pack,
+    rows_of,
+    schedule,
+    shares_beginnings,
+    skip_positions,
+)
 from cogumi_dagster.lib.training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -117,7 +127,7 @@ class Loop:
         import torch
 
         started = time.perf_counter()
-        items = self.steps[step]
+        items = self._items(step)
         rate = self.config.learning_rate * cosine(step, len(self.steps), self.config.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -146,6 +156,15 @@ class Loop:
             "flops": step_flops(self.model, items, checkpointing=self.config.gradient_checkpointing, shared=self.saved),
             "seconds": time.perf_counter() - started,
         }
+
+    def _items(self, step: int) -> list[Encoded]:
+        """The examples of one step, with skips in their positions where wanted: the same after a resume, and however it
+        is cut."""
+        items, most, rng = self.steps[step], self.config.position_skips, random.Random(f"{self.seed} {step}")
+        if not most:
+            return items
+        beginning = common_beginning(items) if len(items) > 1 else 0
+        return [skip_positions(item, most, rng, beginning) for item in items]
 
     def _gradients(self, step: int, items: Sequence[Encoded]) -> float:
         """Gradients of the mean loss of one step, summed over rows and processes; rows are halved if memory ends."""

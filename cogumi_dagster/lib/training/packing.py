@@ -11,7 +11,7 @@ the row once: every example attends to it, and its gradient is the sum of theirs
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise, takewhile
 from typing import Any
@@ -23,6 +23,8 @@ PACKED_ATTENTION = "packed"
 """The name under which ``packed_attention`` is known to transformers."""
 KEEPS_SCORES = 256
 """Tokens up to which an example's attention scores are kept for the backward pass on a CPU."""
+MOST_SKIPS = 4
+"""Of an example's positions."""
 SHARED_AT_LEAST = 8
 """Tokens; a shorter common beginning is not worth the copies."""
 
@@ -72,9 +74,7 @@ def pack(items: Sequence[Encoded], *, share: bool = False) -> Packed:
 
     shared = 0
     if share and len(items) > 1:
-        columns = zip(*(item.ids for item in items), strict=False)
-        common = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-        shared = min(common, *(item.answer_start - 1 for item in items))
+        shared = min(common_beginning(items), *(item.answer_start - 1 for item in items))
         shared = shared if shared >= SHARED_AT_LEAST else 0
     bounds = tuple(accumulate((len(item.ids) - shared for item in items), initial=shared))
     predicting = [
@@ -86,15 +86,37 @@ def pack(items: Sequence[Encoded], *, share: bool = False) -> Packed:
         raise CogumiError("a batch has no supervised token", "the responses of these examples are empty")
     ids = torch.tensor([*items[0].ids[:shared], *(token for item in items for token in item.ids[shared:])])
     places = torch.tensor(predicting)
+    own = (place for item in items for place in item.places[shared:])
     return Packed(
         ids=ids[None],
-        positions=torch.cat([torch.arange(shared), *(torch.arange(shared, len(item.ids)) for item in items)])[None],
+        positions=torch.tensor([*range(shared), *own])[None],
         predicting=places,
         targets=ids[places + 1],
         bounds=bounds,
         shared=shared,
         indices=tuple(item.index for item in items),
     )
+
+
+def common_beginning(items: Sequence[Encoded]) -> int:
+    """How many tokens, and their positions, are the same in all."""
+    columns = zip(*(zip(item.ids, item.places, strict=True) for item in items), strict=False)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+def skip_positions(item: Encoded, most: int, rng: random.Random, after: int = 0) -> Encoded:
+    """The example with up to ``MOST_SKIPS`` skips in its positions, each of ``most`` at most before a random token,
+    not before those that come ``after`` so many.
+
+    Rotary embeddings see distances only. Examples of one length teach which distance means what; with skips the
+    distances of longer ones are met too, and what must be found is learned by what it is (Ruoss et al. 2023,
+    "Randomized Positional Encodings Boost Length Generalization"; Zhu et al. 2023, "PoSE").
+    """
+    positions = list(range(len(item.ids)))
+    for _ in range(rng.randint(0, MOST_SKIPS)):
+        start, by = rng.randrange(min(after, len(positions) - 1), len(positions)), rng.randint(1, most)
+        positions[start:] = (position + by for position in positions[start:])
+    return replace(item, positions=positions)
 
 
 def answer_losses(model: Any, packed: Packed) -> Any:

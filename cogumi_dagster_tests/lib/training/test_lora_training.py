@@ -161,7 +161,7 @@ def test_the_rate_warms_up_and_falls_to_nearly_nothing() -> None:
 def test_memory_that_runs_out_halves_the_rows_and_changes_nothing_else(
     student: Path, pairs: list[Pair], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calm = SIX_STEPS.model_copy(update={"dropout": 0.0})
+    calm = SIX_STEPS.model_copy(update={"dropout": 0.0, "position_skips": 9})
     plain = train_lora(student, pairs, tmp_path / "plain", calm, scratch=tmp_path / "s1")
     real = loop.answer_losses
 
@@ -218,7 +218,7 @@ def test_training_stops_early_and_keeps_the_best_weights(student: Path, pairs: l
 def test_a_run_with_evaluations_resumes_to_the_same_bits(
     student: Path, pairs: list[Pair], tmp_path: Path, killed_at: int
 ) -> None:
-    config = SIX_STEPS.model_copy(update={"evaluate_every": 2, "patience": 3})
+    config = SIX_STEPS.model_copy(update={"evaluate_every": 2, "patience": 3, "position_skips": 9})
     whole = train_lora(student, pairs, tmp_path / "whole", config, validation=pairs[:4], scratch=tmp_path / "w")
     with pytest.raises(Killed):
         train_lora(

@@ -1,5 +1,7 @@
 """Packed rows: the same loss as each example alone, nothing lost, nothing seen that is not one's own."""
 
+import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,13 @@ from cogumi_dagster.lib.training.batches import Batch, Encoded, Pair, collate, e
 from cogumi_dagster.lib.training.lora import load_base
 from cogumi_dagster.lib.training.packing import (
     KEEPS_SCORES,
+    MOST_SKIPS,
     answer_losses,
     pack,
     packed_attention,
     rows_of,
     schedule,
+    skip_positions,
     steps_of,
 )
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -122,6 +126,28 @@ def test_only_a_beginning_that_all_have_and_no_answer_is_shared() -> None:
     assert pack([same, same], share=True).shared == 19, "the last token of the prompt predicts, for each its own"
     assert pack([one], share=True).shared == pack([one, two]).shared == 0
     assert pack([one, Encoded((*long[:7], 5, 6), 8, 3)], share=True).shared == 0, "too short to be worth it"
+
+
+@given(st.integers(3, 60), st.integers(1, 40), st.integers(0, 70), st.integers())
+def test_skips_only_ever_lengthen_distances(length: int, most: int, after: int, seed: int) -> None:
+    item = items([length])[0]
+    found = skip_positions(item, most, random.Random(seed), after)
+    kept = min(after, length - 1)
+    assert list(found.positions[:kept]) == list(range(kept))
+    steps = [after - before for before, after in pairwise(found.positions)]
+    assert (found.ids, found.answer_start) == (item.ids, item.answer_start)
+    assert len(found.positions) == length and found.positions[0] >= 0
+    assert all(step >= 1 for step in steps) and sum(step > 1 for step in steps) <= MOST_SKIPS
+    assert found.positions[-1] <= length - 1 + MOST_SKIPS * most
+
+
+def test_positions_are_an_example_s_own_after_what_is_shared() -> None:
+    long = tuple(range(20))
+    one, two = Encoded((*long, 31, 32, 33), 21, 0), Encoded((*long, 41, 42), 21, 1, (*range(12), *range(15, 25)))
+    row = pack([one, two], share=True)
+    assert row.shared == 12, "what has other positions is not the same"
+    assert row.positions.tolist() == [[*range(12), *range(12, 23), *range(15, 25)]]
+    assert pack([two, one]).positions.tolist() == [[*two.positions, *range(23)]]
 
 
 def test_a_row_without_supervised_tokens_is_refused() -> None:
