@@ -32,6 +32,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _is_off(value: object) -> bool:
+    """For settings that came later: while off they are no part of a configuration, so that what was made before them
+    is not made again."""
+    return not value
+
+
 class StoreConfig(Section):
     """Where artifacts live. ``s3`` keeps ``path`` as the local cache of what it downloads."""
 
@@ -139,7 +145,7 @@ class LoraConfig(Section):
     weight_decay: float = 0.0
     gradient_clip: Positive = 1.0
     position_skips: int = Field(
-        0, ge=0, description="positions skipped at once, at most, in random places of an example"
+        0, ge=0, exclude_if=_is_off, description="positions skipped at once, at most, in random places of an example"
     )
     explosion: Positive = Field(5.0, description="a loss so many times the recent median (at least 0.5) stops the run")
     gradient_checkpointing: bool = Field(False, description="recompute activations: less memory, a third more work")

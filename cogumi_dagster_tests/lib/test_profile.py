@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.profile import DOMAINS, Profile, load_profile
+from cogumi_dagster.lib.profile import DOMAINS, LoraConfig, Profile, load_profile
 
 SHIPPED = sorted(Path(str(files("resources").joinpath("profiles"))).glob("*.yaml"))
 
@@ -86,3 +86,10 @@ def test_a_missing_profile_names_the_nearest(tmp_path: Path) -> None:
 def test_profiles_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         Profile(name="x").seed = 3  # type: ignore[misc]
+
+
+def test_a_setting_that_came_later_is_no_part_of_a_configuration_while_off() -> None:
+    """Or a new version would make all again that was trained before it."""
+    assert "position_skips" not in LoraConfig().model_dump(mode="json")
+    on = LoraConfig(position_skips=3).model_dump(mode="json")
+    assert on["position_skips"] == 3 and LoraConfig(**on).position_skips == 3

@@ -89,7 +89,7 @@ def pack(items: Sequence[Encoded], *, share: bool = False) -> Packed:
     own = (place for item in items for place in item.places[shared:])
     return Packed(
         ids=ids[None],
-        positions=torch.tensor([*range(shared), *own])[None],
+        positions=torch.tensor([*items[0].places[:shared], *own])[None],
         predicting=places,
         targets=ids[places + 1],
         bounds=bounds,
