@@ -36,6 +36,8 @@ from cogumi_dagster.lib.training.workers import Workers
 log = logging.getLogger(__name__)
 
 STATE = "state.pt"
+GIVEN_BACK_EVERY = 2
+"""Steps after which memory that is free is given back: half the memory (5.5 GB instead of 9.9 and growing, 135M)."""
 
 
 def evaluation_loss(model: Any, encoded: Sequence[Encoded], row_tokens: int, workers: Workers | None = None) -> float:
@@ -102,10 +104,10 @@ class Loop:
 
     def train(self) -> None:
         """Run all steps, from the newest checkpoint on; the best evaluated weights are kept where there are any."""
-        with reused_memory():
-            self._train()
+        with reused_memory() as give_back:
+            self._train(give_back)
 
-    def _train(self) -> None:
+    def _train(self, give_back: Callable[[], None]) -> None:
         start = self._restore()
         self.model.train()
         for step in range(start, len(self.steps)):
@@ -113,6 +115,8 @@ class Loop:
                 break
             row = self._step(step)
             self.log.append(row)
+            if (step + 1) % GIVEN_BACK_EVERY == 0:
+                give_back()
             if self.config.evaluate_every and (step + 1) % self.config.evaluate_every == 0:
                 self._evaluate(step + 1)
             self.progress(step + 1, len(self.steps), f"loss {row['loss']:.3f}")

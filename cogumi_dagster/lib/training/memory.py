@@ -2,7 +2,7 @@
 
 import contextlib
 import ctypes
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -32,22 +32,23 @@ def fits_unpacked(unpacked_bytes: int, memory_bytes: int) -> bool:
 
 
 @contextlib.contextmanager
-def reused_memory() -> Iterator[None]:
-    """Inside, this process reuses what it frees instead of giving it back; glibc only.
+def reused_memory() -> Iterator[Callable[[], None]]:
+    """Inside, this process reuses what it frees instead of giving it back until told to; glibc only.
 
-    A training step frees and takes the same large tensors again and again. By default each is mapped anew, and writing
-    its pages for the first time cost a third of a step.
+    A training step frees and takes large tensors again and again. By default each is mapped anew, and writing its
+    pages for the first time cost a third of a step. But no two steps take the same sizes: the gaps that are left
+    between them grow, so the yielded function, which gives them back, is to be called every few steps.
     """
     try:
         libc = ctypes.CDLL(None)
         mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
     except (OSError, AttributeError):  # another system's library
-        yield
+        yield lambda: None
         return
     mallopt(M_MMAP_MAX, 0)
     mallopt(M_TRIM_THRESHOLD, -1)
     try:
-        yield
+        yield lambda: malloc_trim(0)
     finally:
         mallopt(M_MMAP_MAX, MMAP_MAX)
         mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
