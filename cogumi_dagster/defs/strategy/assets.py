@@ -54,7 +54,7 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
-    code_version="3",
+    code_version="5",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
@@ -91,7 +91,7 @@ def strategy_journal(step: Step) -> JournalReport:
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
-    code_version="4",
+    code_version="6",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def learned_strategy(step: Step) -> StrategyReport:
@@ -149,7 +149,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     deps=[learned_strategy, strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
-    code_version="5",
+    code_version="7",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip

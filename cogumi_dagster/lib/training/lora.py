@@ -15,7 +15,7 @@ from cogumi_dagster.lib.training.flops import matmul_rate
 from cogumi_dagster.lib.training.fused_lora import fuse_lora
 from cogumi_dagster.lib.training.loop import Loop, evaluation_loss
 from cogumi_dagster.lib.training.memory import PeakMemory, fits_unpacked, memory_limit
-from cogumi_dagster.lib.training.packing import attention_for
+from cogumi_dagster.lib.training.packing import MOST_SKIPS, attention_for
 from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.workers import Workers
 
@@ -139,7 +139,8 @@ def train_lora(
     ``workers`` is this process's place among several that all call this; the first one writes.
 
     Raises:
-        CogumiError: nothing to train on, a step without supervised tokens, a loss that is not finite or explodes.
+        CogumiError: nothing to train on, positions beyond the student's context, a step without
+            supervised tokens, a loss that is not finite or explodes.
     """
     import torch
     from peft import LoraConfig as PeftLora
@@ -153,6 +154,13 @@ def train_lora(
     unpacked = config.load_in_4bit and device == "cpu" and unpack_four_bit(model, memory_limit()) > 0
     encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length)
     held_out = encode_pairs(tokenizer, validation, config.max_length)[0] if validation else []
+    furthest, context = max(len(item.ids) for item in encoded), model.config.max_position_embeddings
+    furthest += MOST_SKIPS * config.position_skips
+    if furthest > context:
+        raise CogumiError(
+            f"positions of up to {furthest} do not fit in the student's context of {context}",
+            "lower training.max_length or training.position_skips",
+        )
     torch.manual_seed(seed)
     model = get_peft_model(
         model,

@@ -151,6 +151,15 @@ def test_without_validation_there_is_no_figure(student: Path) -> None:
     assert math.isnan(evaluation_loss(None, [], 10))
 
 
+def test_positions_beyond_the_context_are_refused(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
+    far = SIX_STEPS.model_copy(update={"position_skips": 100_000})
+    with pytest.raises(
+        CogumiError, match=r"positions of up to 400\d+ do not fit in the student's context of \d+"
+    ) as caught:
+        train_lora(student, pairs, tmp_path / "out", far, scratch=tmp_path / "s")
+    assert "position_skips" in str(caught.value) and not (tmp_path / "out").exists()
+
+
 def test_the_rate_warms_up_and_falls_to_nearly_nothing() -> None:
     rates = [cosine(step, 20, 0.2) for step in range(20)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
