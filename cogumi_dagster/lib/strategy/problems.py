@@ -47,6 +47,8 @@ class StrategyFamily:
     classes: tuple[str, ...] = ()
     generate: Callable[[int, int, Difficulty], list[Task]] | None = None
     """The task family's own, unless given: (count, seed, difficulty) -> problems, all classes about as often."""
+    generate_lessons: Callable[[int, int, Difficulty], list[Task]] | None = None
+    """What the student learns from, where that is not drawn as the problems are."""
     suites: tuple[Suite, ...] = ()
     parts: tuple["StrategyFamily", ...] = ()
 
@@ -54,15 +56,35 @@ class StrategyFamily:
         """The families that it is made of: itself, unless it has parts."""
         return self.parts or (self,)
 
-    def problems(self, count: int, seed: int, split: Split, mix: Mix | None = None) -> list[Task]:
+    def problems(self, count: int, seed: int, split: Split, mix: Mix = EVEN) -> list[Task]:
         """``count`` problems of one split, distinct at each level; levels in equal parts or in ``mix``."""
-        if self.parts:
-            sizes = _parts(count, {part.name: 1 / len(self.parts) for part in self.parts})
-            return [task for part in self.parts for task in part.problems(sizes[part.name], seed, split, mix)]
-        generate = self.generate or FAMILIES[self.name].generate
+        return [task for one, size in self._shares(count) for task in one._drawn(one._generate, size, seed, split, mix)]
+
+    def lessons(self, count: int, seed: int) -> list[Task]:
+        """``count`` problems of the training split to learn from."""
+        shares = self._shares(count)
+        drawn = (one._drawn(one.generate_lessons or one._generate, size, seed, "train", TO_LEARN) for one, size in shares)
+        return [task for tasks in drawn for task in tasks]
+
+    @property
+    def _generate(self) -> Callable[[int, int, Difficulty], list[Task]]:
+        return self.generate or FAMILIES[self.name].generate
+
+    def _shares(self, count: int) -> list[tuple["StrategyFamily", int]]:
+        sizes = _parts(count, {family.name: 1 / len(self.each()) for family in self.each()})
+        return [(family, sizes[family.name]) for family in self.each()]
+
+    def _drawn(
+        self,
+        generate: Callable[[int, int, Difficulty], list[Task]],
+        count: int,
+        seed: int,
+        split: Split,
+        mix: Mix,
+    ) -> list[Task]:
         chosen: list[Task] = []
         short = 0  # easy problems may run out: harder ones take their place
-        for level, share in _parts(count, mix or EVEN).items():
+        for level, share in _parts(count, mix).items():
             wanted = share + short
             # a split holds 80 % or 10 % of all problems: draw until all classes are full
             drawn = generate(40 + wanted * (4 if split == "train" else 30), seed, level)
@@ -133,6 +155,7 @@ _SINGLE = (
         ),
         classes=("YES", "NO"),
         generate=SCHEDULING.generate_balanced,
+        generate_lessons=SCHEDULING.generate_lessons,
         suites=(
             Suite("medium and hard, class-balanced", 1000, fresh("scheduling", UPPER), {"balanced accuracy": 0.995}),
             Suite(

@@ -9,7 +9,7 @@ from pathlib import Path
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, classes_of
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -56,7 +56,7 @@ def learn_strategy(
         CogumiError: the family's verifier rejects a trace of its own solver, or all of the teacher's.
     """
     kept = json.loads((journal / "strategies.json").read_text())
-    tasks = family.problems(traces, seed + 7, "train", TO_LEARN)
+    tasks = family.lessons(traces, seed + 7)
     drawn = len(tasks)
     if teacher is None:
         text = family.strategies[-1]

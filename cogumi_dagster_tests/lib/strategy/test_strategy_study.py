@@ -12,7 +12,7 @@ from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.strategy import traces as traces_module
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
-from cogumi_dagster.lib.strategy.problems import TO_LEARN, StrategyFamily, strategy_family
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, strategy_family
 from cogumi_dagster.lib.strategy.teacher import SolverTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.tasks import verify
@@ -170,7 +170,7 @@ def test_suites_are_fresh_and_have_their_own_majority(
     assert (balanced.majority.value, longer.majority.value) == (0.5, 0.5)
     assert 0.75 < published.majority.value < 0.95, "the published mix is mostly YES"
     assert all(suite.exact_traces.value == suite.balanced_accuracy.value == 1.0 for suite in report.suites)
-    trained = {task.prompt for task in FAMILY.problems(600, 2 + 7, "train", TO_LEARN)}
+    trained = {task.prompt for task in FAMILY.lessons(600, 2 + 7)}
     assert not trained & set(known)
     asked = [prompt for _, prompt in engine.asked[18:]]
     assert len(asked) == len(set(asked)), "a problem that comes twice is answered once"
@@ -185,7 +185,7 @@ def test_other_families_have_exact_traces_and_balanced_classes(name: str) -> Non
     answers = Counter(task.answer for task in tasks)
     if family.classes:
         assert set(answers) == set(family.classes) and max(answers.values()) - min(answers.values()) <= 3
-    assert not {t.prompt for t in tasks} & {t.prompt for t in family.problems(60, 4 + 7, "train", TO_LEARN)}
+    assert not {t.prompt for t in tasks} & {t.prompt for t in family.lessons(60, 4 + 7)}
 
 
 def test_one_adapter_for_all_learns_and_is_measured_on_each_family(

@@ -31,6 +31,16 @@ def test_longer_problems_are_balanced_and_longer() -> None:
     assert {len(task.payload["meetings"]) for task in tasks} == {7, 8, 9, 10}
 
 
+def test_lessons_are_balanced_and_most_hard_ones_go_to_the_end_of_the_longest_list() -> None:
+    tasks = SCHEDULING.generate_lessons(120, 0, "hard")
+    lines = [str(task.solution).count("[") for task in tasks]
+    long = [task for task, written in zip(tasks, lines, strict=True) if written >= 5]
+    assert len({task.id for task in tasks}) == 120 and max(len(task.payload["meetings"]) for task in tasks) == 6
+    assert [task.answer for task in tasks].count("NO") == 60
+    assert len(long) >= 80 and [task.answer for task in long].count("NO") >= 40
+    assert SCHEDULING.generate_lessons(30, 0, "medium") == SCHEDULING.generate_balanced(30, 0, "medium")
+
+
 def test_peak_agrees_with_counting_hour_by_hour() -> None:
     spans = [(start, start + length) for start in (9, 10, 11) for length in (1, 2, 3)]
     for meetings in product(spans, repeat=3):

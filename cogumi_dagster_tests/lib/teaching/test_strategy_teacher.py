@@ -13,7 +13,7 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
-from cogumi_dagster.lib.strategy.problems import TO_LEARN, strategy_family
+from cogumi_dagster.lib.strategy.problems import strategy_family
 from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.teaching.asking import Asker
@@ -47,7 +47,7 @@ def solved() -> dict[str, str]:
     """The right answers to all that these tests ask."""
     drawn = [FAMILY.problems(12, 101 * batch, "train") for batch in range(6)]
     return {
-        task.prompt: str(task.answer) for tasks in (*drawn, FAMILY.problems(24, 7, "train", TO_LEARN)) for task in tasks
+        task.prompt: str(task.answer) for tasks in (*drawn, FAMILY.lessons(24, 7)) for task in tasks
     }
 
 
