@@ -21,9 +21,13 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
+NO_MEMORY = ("can't allocate memory", "out of memory", "could not create a primitive")
+"""What torch, llama.cpp and oneDNN say when an allocation failed, in RuntimeErrors."""
+
+
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed; torch and llama.cpp say so in words, as RuntimeErrors of their allocators."""
+    """Whether an allocation failed."""
     said = str(error).lower()
     return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+        isinstance(error, RuntimeError) and any(words in said for words in NO_MEMORY)
     )

@@ -15,7 +15,7 @@ MANIFEST = "manifest.json"
 def save_step(
     folder: Path, step: int, write: Callable[[Path], None], said: dict[str, Any], key: str, *, keep: int = 2
 ) -> Path:
-    """Have ``write`` fill ``step-N``; keep the ``keep`` newest. ``said`` is JSON, ``key`` names the run."""
+    """Have ``write`` fill ``step-N``; keep the ``keep`` newest of this run, whose ``key`` it is. ``said`` is JSON."""
     folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".tmp-{os.getpid()}"
     for left in folder.glob(".tmp-*"):
@@ -27,9 +27,19 @@ def save_step(
     final = folder / f"step-{step:06d}"
     shutil.rmtree(final, ignore_errors=True)
     os.replace(aside, final)
-    for old in sorted(folder.glob("step-*"))[:-keep]:
+    steps = sorted(folder.glob("step-*"))
+    # of older code or data: a later step of theirs is not newer
+    others = [other for other in steps if _key_of(other) != key]
+    for old in [*others, *[step for step in steps if step not in others][:-keep]]:
         shutil.rmtree(old, ignore_errors=True)
     return final
+
+
+def _key_of(step: Path) -> str | None:
+    try:
+        return str(json.loads((step / MANIFEST).read_text())["key"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def newest_step(folder: Path, key: str) -> tuple[int, Path, dict[str, Any]] | None:

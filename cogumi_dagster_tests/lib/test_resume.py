@@ -50,6 +50,11 @@ def test_nothing_to_resume_from(tmp_path: Path) -> None:
     assert newest_step(tmp_path, "run") is None
 
 
-def test_a_state_of_another_run_is_not_taken(tmp_path: Path) -> None:
-    save_step(tmp_path, 5, content(5), {}, "other data")
+def test_a_state_of_another_run_is_not_taken_and_does_not_push_ours_out(tmp_path: Path) -> None:
+    save_step(tmp_path, 200, content(5), {}, "other data")
+    save_step(tmp_path, 220, content(5), {}, "other data")
     assert newest_step(tmp_path, "run") is None
+    save_step(tmp_path, 20, content(1), {}, "run")
+    found = newest_step(tmp_path, "run")
+    assert found is not None and found[0] == 20
+    assert [path.name for path in tmp_path.iterdir()] == ["step-000020"]

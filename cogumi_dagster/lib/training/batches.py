@@ -51,7 +51,9 @@ def prompt_ids(tokenizer: Any, instruction: str) -> list[int]:
     return list(encoded["input_ids"])
 
 
-def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> tuple[list[Encoded], int]:
+def encode_pairs(
+    tokenizer: Any, pairs: Sequence[Pair], max_length: int, section: str = "training"
+) -> tuple[list[Encoded], int]:
     """Encode with the chat template; return (encoded, how many were too long and left out).
 
     Prompt and answer are encoded apart, as they are when served: the answer's first token never
@@ -67,7 +69,7 @@ def encode_pairs(tokenizer: Any, pairs: Sequence[Pair], max_length: int) -> tupl
             encoded.append(Encoded((*prompt, *answer), len(prompt), index))
     if not encoded:
         raise CogumiError(
-            f"none of {len(pairs)} examples fits in {max_length} tokens", "raise training.max_length, or add examples"
+            f"none of {len(pairs)} examples fits in {max_length} tokens", f"raise {section}.max_length, or add examples"
         )
     return encoded, too_long
 

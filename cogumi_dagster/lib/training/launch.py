@@ -33,6 +33,7 @@ def train_lora_on(
     device: str = "cpu",
     seed: int = 0,
     progress: Progress = silent,
+    section: str = "training",
 ) -> TrainingReport:
     """``train_lora`` in so many processes of this machine, one GPU each where ``device`` is cuda.
 
@@ -42,7 +43,7 @@ def train_lora_on(
     if processes == 1:
         return train_lora(
             checkpoint, pairs, out, config, validation=validation, scratch=scratch, device=device, seed=seed,
-            progress=progress,
+            progress=progress, section=section,
         )  # fmt: skip
     _require_gpus(processes, device)
     scratch.mkdir(parents=True, exist_ok=True)
@@ -50,6 +51,7 @@ def train_lora_on(
         (scratch / name).unlink(missing_ok=True)
     job = {
         "checkpoint": str(checkpoint), "out": str(out), "scratch": str(scratch), "device": device, "seed": seed,
+        "section": section,
         "config": config.model_dump(mode="json"),
         "pairs": [asdict(pair) for pair in pairs],
         "validation": [asdict(pair) for pair in validation],
@@ -123,6 +125,7 @@ def main(path: Path) -> None:
             seed=job["seed"],
             progress=_report_progress if workers.rank == 0 else silent,
             workers=workers,
+            section=job["section"],
         )
     except CogumiError as error:
         # whoever fails first says so: torchrun ends the others at once

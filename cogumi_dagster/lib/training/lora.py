@@ -132,11 +132,13 @@ def train_lora(
     seed: int = 0,
     progress: Progress = silent,
     workers: Workers | None = None,
+    section: str = "training",
 ) -> TrainingReport:
     """Train an adapter on ``pairs`` and save it to ``out`` in PEFT's form.
 
     ``scratch`` keeps the checkpoints: a killed run resumes from the newest valid one and takes the same steps.
-    ``workers`` is this process's place among several that all call this; the first one writes.
+    ``workers`` is this process's place among several that all call this; the first one writes. ``section`` of the
+    profile, which ``config`` is, is named in errors.
 
     Raises:
         CogumiError: nothing to train on, positions beyond the student's context, a step without
@@ -147,19 +149,19 @@ def train_lora(
     from peft import get_peft_model
 
     if not pairs:
-        raise CogumiError("there is no example to train on", "look at the drops of the dataset this trains on")
+        raise CogumiError("there is no example to train on", "look at the drops of what this trains on")
     workers = workers or Workers()
     peak = PeakMemory(device)
     model, tokenizer = load_base(checkpoint, four_bit=config.load_in_4bit, device=device)
     unpacked = config.load_in_4bit and device == "cpu" and unpack_four_bit(model, memory_limit()) > 0
-    encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length)
+    encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length, section)
     held_out = encode_pairs(tokenizer, validation, config.max_length)[0] if validation else []
     furthest, context = max(len(item.ids) for item in encoded), model.config.max_position_embeddings
     furthest += MOST_SKIPS * config.position_skips
     if furthest > context:
         raise CogumiError(
             f"positions of up to {furthest} do not fit in the student's context of {context}",
-            "lower training.max_length or training.position_skips",
+            f"lower {section}.max_length or {section}.position_skips",
         )
     torch.manual_seed(seed)
     model = get_peft_model(
@@ -180,7 +182,7 @@ def train_lora(
     precision = str(compute_dtype(device)).removeprefix("torch.")
     if config.load_in_4bit:
         precision = f"NF4{' (unpacked once)' if unpacked else ''} + {precision}"
-    loop = Loop(model, encoded, held_out, config, scratch, seed, progress, workers)
+    loop = Loop(model, encoded, held_out, config, scratch, seed, progress, workers, section=section)
     before = evaluation_loss(model, held_out, loop.row_tokens, workers)
     loop.train()
     taken = peak.bytes()

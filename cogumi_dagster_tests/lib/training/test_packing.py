@@ -118,9 +118,9 @@ def test_only_a_beginning_that_all_have_and_no_answer_is_shared() -> None:
     long = tuple(range(20))
     one, two = Encoded((*long, 31, 32, 33), 21, 0), Encoded((*long, 41, 42), 21, 1)
     row = pack([one, two], share=True)
-    assert (row.shared, row.saved, row.bounds) == (20, 20, (20, 23, 25))
-    assert row.ids.tolist() == [[*long, 31, 32, 33, 41, 42]]
-    assert row.positions.tolist() == [[*range(20), 20, 21, 22, 20, 21]]
+    assert (row.shared, row.saved, row.bounds) == (20, 20, (20, 23, 25, 128))
+    assert row.ids[:, : row.tokens].tolist() == [[*long, 31, 32, 33, 41, 42]]
+    assert row.positions[:, : row.tokens].tolist() == [[*range(20), 20, 21, 22, 20, 21]]
     assert row.predicting.tolist() == [20, 21, 23] and row.targets.tolist() == [32, 33, 42]
     same = Encoded((*long, 31), 20, 2)
     assert pack([same, same], share=True).shared == 19, "the last token of the prompt predicts, for each its own"
@@ -146,7 +146,7 @@ def test_positions_are_an_example_s_own_after_what_is_shared() -> None:
     one, two = Encoded((*long, 31, 32, 33), 21, 0), Encoded((*long, 41, 42), 21, 1, (*range(12), *range(15, 25)))
     row = pack([one, two], share=True)
     assert row.shared == 12, "what has other positions is not the same"
-    assert row.positions.tolist() == [[*range(12), *range(12, 23), *range(15, 25)]]
+    assert row.positions[:, : row.tokens].tolist() == [[*range(12), *range(12, 23), *range(15, 25)]]
     assert pack([two, one]).positions.tolist() == [[*two.positions, *range(23)]]
 
 
