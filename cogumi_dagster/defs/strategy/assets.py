@@ -12,9 +12,10 @@ from cogumi_dagster.defs.compression.assets import gguf_model
 from cogumi_dagster.defs.partitions import strategy_partitions
 from cogumi_dagster.defs.strategy import checks
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
+from cogumi_dagster.lib.compression.quantize import unquantize_file
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, export_adapter
 from cogumi_dagster.lib.modifiers.train import task_pairs, train_on_served_weights
-from cogumi_dagster.lib.strategy.evaluate import ADAPTER, StrategyEvaluation, evaluate_strategy
+from cogumi_dagster.lib.strategy.evaluate import ADAPTER, StrategyEvaluation, answer_stages, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import JournalReport, keep_journal
 from cogumi_dagster.lib.strategy.problems import strategy_family
 from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher, SolverTeacher, StrategyTeacher
@@ -54,7 +55,7 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
-    code_version="5",
+    code_version="6",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
@@ -132,6 +133,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
         processes=step.profile.compute.processes,
         seed=step.profile.seed,
         progress=step.progress,
+        section="strategy.training",
     )
     export_adapter(step.out, gguf, checkpoint, step.out / ADAPTER_FILE)
     return report
@@ -141,7 +143,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     group="strategy",
     kinds={"gguf"},
     config=(
-        "strategy.test_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
+        "strategy.test_problems", "strategy.batch_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
         "teaching.max_tokens", "serving.max_answer_tokens",
     ),
     asks=("strategy.teacher",),
@@ -149,28 +151,33 @@ def strategy_adapter(step: Step) -> TrainingReport:
     deps=[learned_strategy, strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
-    code_version="7",
+    code_version="8",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
 def strategy_evaluation(step: Step) -> StrategyEvaluation:
-    """Untrained student, student told the strategy, student with adapter, and teacher (also told its strategy, where
-    it is a model), on the same class-balanced problems, the student served."""
+    """Untrained student, student told the strategy, student with adapter (served, and on the base's weights in 16 bit),
+    and teacher (also told its strategy, where it is a model), on the same class-balanced problems."""
     strategy, teachers = step.profile.strategy, step.teachers.catalogue.teachers.values()
-    (adapter,) = step.inputs["strategy_adapter"].values()
-    adapters = {ADAPTER: adapter.path / ADAPTER_FILE}
-    learned = json.loads((step.path("learned_strategy") / STRATEGY_FILE).read_text())
-    base = step.path("gguf_model") / MODEL_FILE
+    (adapter,), (learned,) = step.inputs["strategy_adapter"].values(), step.inputs["learned_strategy"].values()
+    adapters, family = {ADAPTER: adapter.path / ADAPTER_FILE}, strategy_family(step.name)
+    base, whole = step.path("gguf_model") / MODEL_FILE, step.scratch / "16-bit.gguf"
+    unquantize_file(base, whole)
+    with step.inference.engine(whole, adapters, step.answers, made_for=base) as engine:
+        unquantized = answer_stages(engine, family, count=strategy.test_problems, seed=step.profile.seed)
     with _teacher(step) as teacher, step.inference.engine(base, adapters, step.answers) as engine:
         return evaluate_strategy(
             engine,
-            strategy_family(step.name),
+            family,
             step.out,
-            strategy=learned["text"],
+            strategy=json.loads((learned.path / STRATEGY_FILE).read_text())["text"],
+            batch=strategy.batch_problems,
+            unquantized=unquantized,
             teacher=teacher,
             count=strategy.test_problems,
             suite_share=strategy.suite_share,
             training_seconds=adapter.manifest.metrics["report"]["seconds"],
+            teaching_usd=learned.manifest.metrics["report"]["usd"],
             machine_usd_per_hour=strategy.machine_usd_per_hour,
             prices={
                 teacher.name: (teacher.usd_per_million_input or 0.0, teacher.usd_per_million_output or 0.0)

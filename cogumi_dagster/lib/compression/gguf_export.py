@@ -182,6 +182,12 @@ def quantize_gguf(source: Path, out: Path, type: str, *, threads: int | None = N
     Raises:
         CogumiError: an unknown type, or llama.cpp refused the file.
     """
+    run_quantizer(source, out, type, quantizer(type, threads))
+    return describe_gguf(out, type)
+
+
+def quantizer(type: str, threads: int | None = None) -> Any:
+    """llama.cpp's parameters for ``type``. Raises CogumiError for an unknown one."""
     import llama_cpp
 
     if type not in GENERAL_FILE_TYPES:
@@ -189,12 +195,18 @@ def quantize_gguf(source: Path, out: Path, type: str, *, threads: int | None = N
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads or os.cpu_count() or 1
     params.ftype = GENERAL_FILE_TYPES[type]
+    return params
+
+
+def run_quantizer(source: Path, out: Path, type: str, params: Any) -> None:
+    """Write ``out`` with llama.cpp. Raises CogumiError where it refuses."""
+    import llama_cpp
+
     with written_aside(out) as path:
         with quiet_llama():
             status = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
         if status != 0 or not path.is_file():
             raise CogumiError(f"llama.cpp could not quantize {source} to {type} (status {status})", "see the log above")
-    return describe_gguf(out, type)
 
 
 def describe_gguf(path: Path, type: str) -> ExportReport:

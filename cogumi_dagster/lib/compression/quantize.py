@@ -1,7 +1,6 @@
 """Quantize a GGUF through llama.cpp: with an importance matrix, with a type for each tensor, or to a byte budget."""
 
 import ctypes
-import os
 import re
 import tempfile
 import time
@@ -18,8 +17,9 @@ from cogumi_dagster.lib.compression.gguf_export import (
     GENERAL_FILE_TYPES,
     ExportReport,
     describe_gguf,
+    quantizer,
+    run_quantizer,
     write_gguf,
-    written_aside,
 )
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
 from cogumi_dagster.lib.compression.imatrix import Imatrix, collect_imatrix, require_fit
@@ -39,7 +39,6 @@ from cogumi_dagster.lib.compression.sensitivity import (
     scaled,
 )
 from cogumi_dagster.lib.errors import CogumiError, nearest
-from cogumi_dagster.lib.llama_log import quiet_llama
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.student import load_model
@@ -90,11 +89,7 @@ def quantize_file(
     """
     import llama_cpp
 
-    if type not in GENERAL_FILE_TYPES:
-        raise CogumiError(f"unknown quantization {type!r}", nearest(type, GENERAL_FILE_TYPES))
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.nthread = threads or os.cpu_count() or 1
-    params.ftype = GENERAL_FILE_TYPES[type]
+    params = quantizer(type, threads)
     kept: list[Any] = []  # what the structures point to must live until the call returns
     if imatrix:
         require_fit(imatrix, read_layout(source).shapes)
@@ -105,12 +100,19 @@ def quantize_file(
         overrides = (llama_cpp.llama_model_tensor_override * (len(patterns) + 1))(*patterns)
         params.tt_overrides = ctypes.cast(overrides, ctypes.POINTER(llama_cpp.llama_model_tensor_override))
         kept.append(overrides)
-    with written_aside(out) as path:
-        with quiet_llama():
-            status = llama_cpp.llama_model_quantize(str(source).encode(), str(path).encode(), ctypes.byref(params))
-        if status != 0 or not path.is_file():
-            raise CogumiError(f"llama.cpp could not quantize {source} to {type} (status {status})", "see the log above")
+    run_quantizer(source, out, type, params)
     return describe_gguf(out, "mixed" if types else type)
+
+
+def unquantize_file(source: Path, out: Path) -> None:
+    """Write a quantized GGUF's weights, as llama.cpp unpacks them, in 16 bit.
+
+    Raises:
+        CogumiError: llama.cpp refused the file.
+    """
+    params = quantizer("F16")
+    params.allow_requantize = True
+    run_quantizer(source, out, "F16", params)
 
 
 def _imatrix_array(imatrix: Imatrix, kept: list[Any]) -> Any:

@@ -293,10 +293,11 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             "Cascade of teachers",
             "Failed tasks by the tier that answered them first; every accepted answer passed its verifier."
             + (f" Further problems of their kinds, by the exact solver, are taught besides: {siblings}." if siblings else ""),
-            ("modifier", "tier", "teachers", "tasks that reached it", "accepted", "share", "target", "dollars"),
+            ("modifier", "tier", "teachers", "tasks that reached it", "accepted", "share", "target", "dollars", "an accepted one"),
             tuple(
                 (str(k), str(t["tier"]), ", ".join(t["teachers"]) or "none", str(t["asked"]), str(t["accepted"]),
-                 _share(t["share"]), f"{t['low']:.0%} to {t['high']:.0%}", number(t["usd"]))
+                 _share(t["share"]), f"{t['low']:.0%} to {t['high']:.0%}", number(t["usd"]),
+                 number(t["usd"] / t["accepted"]) if t["accepted"] else "none")
                 for k, r in cascades.items()
                 for t in r["tiers"]
             ),
@@ -326,6 +327,7 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                 for e in report["entries"]
             ),
         )  # fmt: skip
+    yield from _one_for_all(reports.get("strategy_evaluation", {}))
     for key, report in reports.get("strategy_evaluation", {}).items():
         yield Table(
             f"Strategy: {key}",
@@ -347,7 +349,7 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             f"Strategy: {key}, costs",
             f"Training {costs['training_seconds']:.0f} s and {costs['seconds_per_answer']:.2f} s an answer of this machine, at "
             f"{costs['machine_usd_per_hour']:.2f} dollars an hour (assumed): training {costs['training_usd']:.4f}, an answer "
-            f"{costs['usd_per_answer']:.2e} dollars. Teachers at list price for {costs['prompt_tokens']:.0f} tokens of prompt and "
+            f"{costs['usd_per_answer']:.2e} dollars; the teacher's journal and traces {costs['teaching_usd']:.4f}. Teachers at list price for {costs['prompt_tokens']:.0f} tokens of prompt and "
             f"{costs['answer_tokens']:.0f} of answer, thinking not counted.",
             ("teacher", "dollars an answer", "times the student's", "training is paid for after"),
             tuple(
@@ -364,6 +366,26 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
         yield Table(
             "Systems", f"{system['tasks']} fresh test tasks of all domains.", ("system", "accuracy"), tuple(rows)
         )
+
+
+def _one_for_all(strategies: Mapping[str | None, Mapping[str, Any]]) -> Iterator[Table]:
+    """Each family's own adapter beside the one for all, whose suites are named after the families."""
+    if "all" not in strategies:
+        return
+    yield Table(
+        "Strategies: one adapter each, and one for all",
+        "Each family's first suite, and the part of it that the adapter for all families took; all served.",
+        ("family", "own adapter", "balanced accuracy", "one for all", "balanced accuracy of it", "majority"),
+        tuple(
+            (
+                whole["suite"],
+                *((proportion(own["accuracy"]), proportion(own["balanced_accuracy"])) if own else ("not made", "")),
+                proportion(whole["accuracy"]), proportion(whole["balanced_accuracy"]), f"{whole['majority']['value']:.2f}",
+            )
+            for whole in strategies["all"]["suites"]
+            for own in [next(iter(strategies.get(whole["suite"], {}).get("suites", ())), None)]
+        ),
+    )  # fmt: skip
 
 
 def _stand_ins(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[str]:

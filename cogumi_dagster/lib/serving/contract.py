@@ -107,6 +107,17 @@ def refuse_mismatch(name: str, adapter: Contract, base: Contract) -> None:
             )
 
 
+def refuse_other_base(name: str, adapter: Path, base: Path) -> None:
+    """Raise CogumiError where an adapter's metadata says that it was trained on another file than ``base``."""
+    key = GGUF_PREFIX + "base_sha256"
+    wanted = gguf_strings(adapter, (key,)).get(key)
+    if wanted is not None and wanted != (given := sha256_of(base)):
+        raise CogumiError(
+            f"the adapter {name} was trained on another base ({wanted[:12]}) than {base.name} ({given[:12]})",
+            "materialize the adapter anew: its asset and what is downstream of it",
+        )
+
+
 def family_versions(families: Mapping[str, str]) -> str:
     """As the text that goes into an adapter's metadata."""
     return " ".join(f"{name}={version}" for name, version in sorted(families.items()))

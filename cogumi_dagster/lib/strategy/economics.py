@@ -13,7 +13,7 @@ class TeacherCost:
     usd_per_answer: float
     """For the same prompt and an answer as long as the student's; what it thinks besides is not counted."""
     break_even: int | None
-    """Answers after which training has paid for itself. None where the teacher's answer is the cheaper one."""
+    """Answers after which teaching and training have paid for themselves. None where the teacher's is the cheaper."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Economics:
     machine_usd_per_hour: float
     training_seconds: float
     training_usd: float
+    teaching_usd: float
+    """What the journal and the traces cost; nothing where the solver wrote them."""
     prompt_tokens: float
     answer_tokens: float
     """Means over the answers of the trained student."""
@@ -35,6 +37,7 @@ class Economics:
 def economics(
     *,
     training_seconds: float,
+    teaching_usd: float = 0.0,
     seconds_per_answer: float,
     prompt_tokens: float,
     answer_tokens: float,
@@ -46,8 +49,8 @@ def economics(
     teachers = []
     for name, (prompt_price, answer_price) in sorted(prices.items()):
         each = (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6
-        teachers.append(TeacherCost(name, each, ceil(training / (each - own)) if each > own else None))
+        teachers.append(TeacherCost(name, each, ceil((training + teaching_usd) / (each - own)) if each > own else None))
     return Economics(
-        machine_usd_per_hour, training_seconds, training, prompt_tokens, answer_tokens, seconds_per_answer, own,
-        tuple(teachers),
+        machine_usd_per_hour, training_seconds, training, teaching_usd, prompt_tokens, answer_tokens,
+        seconds_per_answer, own, tuple(teachers),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """The four stages side by side: untrained student, student told the strategy, student with adapter, teacher."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from cogumi_dagster.lib.strategy.journal import balanced_accuracy, majority_of
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
-from cogumi_dagster.lib.tasks.base import Task
+from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Task
 
 ADAPTER = "strategy"
 
@@ -33,6 +33,8 @@ class StageRow:
     easy: Proportion
     medium: Proportion
     hard: Proportion
+    batches: tuple[Proportion, ...]
+    """Accuracy on each batch of the problems; all levels are in each."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class SuiteRow:
     balanced_accuracy: Estimate
     recalls: dict[str, Proportion]
     exact_traces: Proportion
+    easy: Proportion
+    medium: Proportion
+    hard: Proportion
     sets: tuple[Proportion, ...]
     """Accuracy on each set, where the suite is drawn in sets."""
     aims: dict[str, float]
@@ -81,9 +86,12 @@ def evaluate_strategy(
     *,
     count: int,
     strategy: str,
+    batch: int = 24,
+    unquantized: Sequence[Answered] = (),
     teacher: StrategyTeacher | None = None,
     suite_share: float = 0.0,
     training_seconds: float = 0.0,
+    teaching_usd: float = 0.0,
     machine_usd_per_hour: float = 0.0,
     prices: Mapping[str, tuple[float, float]] | None = None,
     seed: int,
@@ -92,10 +100,11 @@ def evaluate_strategy(
     """``engine`` has the trained adapter loaded under the name ``strategy``, whose text is ``strategy`` too.
 
     A ``teacher`` answers the same problems without and with the strategy; without one the solver's answers stand.
-    The trained student also takes ``suite_share`` of each of the family's suites. ``training_seconds`` are the
-    adapter's, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
+    ``unquantized`` are those of the trained student in 16 bit (see ``answer_stages``). The trained student also takes
+    ``suite_share`` of each of the family's suites. ``training_seconds`` are the adapter's, ``teaching_usd`` what the
+    teacher's calls cost, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
     """
-    tasks = family.problems(count, seed + 13, "test")
+    tasks = _stage_problems(family, count, seed)
     suites = [(suite, suite.draw(round(suite_share * suite.size), seed + 17)) for suite in family.suites if suite_share]
     distinct = {task.id: task for _, drawn in suites for task in drawn}
     part = in_parts(progress, (3 + 2 * (teacher is not None)) * len(tasks) + len(distinct))
@@ -113,9 +122,10 @@ def evaluate_strategy(
         "untrained student": untrained,
         "student, strategy in the prompt": told,
         "student with adapter": trained,
+        **({"student with adapter, 16 bit": unquantized} if unquantized else {}),
         **taught,
     }
-    rows = [_row(name, answers) for name, answers in stages.items()]
+    rows = [_row(name, answers, batch) for name, answers in stages.items()]
     by_id = {answer.task.id: answer for answer in answered}
     kept = {**stages, "suites": answered}
     write_jsonl(out / "answers.jsonl", ({"stage": n, **a.to_json()} for n, answers in kept.items() for a in answers))
@@ -128,6 +138,7 @@ def evaluate_strategy(
         suites=tuple(_suite(suite, [by_id[task.id] for task in drawn]) for suite, drawn in suites),
         economics=economics(
             training_seconds=training_seconds,
+            teaching_usd=teaching_usd,
             seconds_per_answer=machine_seconds(engine, trained) / len(tasks),
             prompt_tokens=sum(answer.completion.prompt_tokens for answer in trained) / len(tasks),
             answer_tokens=sum(answer.completion.completion_tokens for answer in trained) / len(tasks),
@@ -140,19 +151,37 @@ def evaluate_strategy(
     )
 
 
+def answer_stages(
+    engine: Engine, family: StrategyFamily, *, count: int, seed: int, progress: Progress = silent
+) -> list[Answered]:
+    """The answers of ``engine`` with the adapter to the problems of the stages."""
+    return answer_tasks(engine, _stage_problems(family, count, seed), adapter=ADAPTER, progress=progress)
+
+
+def _stage_problems(family: StrategyFamily, count: int, seed: int) -> list[Task]:
+    return family.problems(count, seed + 13, "test")
+
+
 def _solved(task: Task) -> Answered:
     text = task.solution or ""
     return Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
 
 
-def _row(stage: str, answers: Sequence[Answered]) -> StageRow:
-    def level(name: str) -> Proportion:
-        return Proportion.of([answer.passed for answer in answers if answer.task.difficulty == name])
-
+def _row(stage: str, answers: Sequence[Answered], batch: int) -> StageRow:
+    easy, medium, hard = _by_level(answers)
     return StageRow(
         stage, len(answers), _passed(answers), balanced_accuracy(answers), _recalls(answers), _exact(answers),
-        level("easy"), level("medium"), level("hard"),
+        easy, medium, hard, tuple(map(_passed, _batches(answers, max(1, round(len(answers) / batch))))),
     )  # fmt: skip
+
+
+def _batches(answers: Sequence[Answered], number: int) -> list[list[Answered]]:
+    """In turn, two at a time: problems go by level, and within one from class to class."""
+    return [[answer for at, answer in enumerate(answers) if at // 2 % number == one] for one in range(number)]
+
+
+def _by_level(answers: Sequence[Answered]) -> Iterator[Proportion]:
+    return (_passed([answer for answer in answers if answer.task.difficulty == level]) for level in DIFFICULTIES)
 
 
 def _suite(suite: Suite, drawn: Sequence[Answered]) -> SuiteRow:
@@ -161,6 +190,7 @@ def _suite(suite: Suite, drawn: Sequence[Answered]) -> SuiteRow:
     figures = {"accuracy": accuracy.value, "balanced accuracy": balanced.value}
     figures |= {f"recall {label}": share.value for label, share in recalls.items()}
     starts = range(0, len(drawn), suite.set_size) if suite.set_size else ()
+    easy, medium, hard = _by_level(answers)
     return SuiteRow(
         suite=suite.name,
         drawn=len(drawn),
@@ -170,6 +200,9 @@ def _suite(suite: Suite, drawn: Sequence[Answered]) -> SuiteRow:
         balanced_accuracy=balanced,
         recalls=recalls,
         exact_traces=_exact(answers),
+        easy=easy,
+        medium=medium,
+        hard=hard,
         sets=tuple(_passed(drawn[start : start + suite.set_size]) for start in starts),
         aims=dict(suite.aims),
         missed=tuple(name for name, aim in suite.aims.items() if not figures.get(name, 0.0) >= aim),

@@ -46,11 +46,24 @@ class JournalEntry:
 
 
 @dataclass(frozen=True)
+class StrategyVersion:
+    """One strategy as it was tried. ``balanced_accuracy`` is the mean over its batches."""
+
+    version: int
+    batches: int
+    balanced_accuracy: float
+    text: str
+
+
+@dataclass(frozen=True)
 class JournalReport:
     family: str
     teacher: str
     stand_in: bool
     entries: tuple[JournalEntry, ...]
+    versions: tuple[StrategyVersion, ...]
+    usd: float
+    """What the teacher's answers cost."""
     strategies: int
     best_strategy: int
     best_balanced_accuracy: float
@@ -68,7 +81,8 @@ def keep_journal(
     seed: int,
     progress: Progress = silent,
 ) -> JournalReport:
-    """Run at most ``batches`` batches of fresh training problems, with a new strategy after every ``distil_every``.
+    """Run at most ``batches`` batches of fresh training problems, with a new strategy after every ``distil_every``,
+    but none after the last, which nothing would try.
 
     It ends early when the strategies no longer help: nothing new comes and the last one has been tried twice without
     gain, or ``PATIENCE`` strategies long no batch was better than the best before them. Writes journal.jsonl and
@@ -85,7 +99,7 @@ def keep_journal(
         entries.append(entry)
         scores.setdefault(current, []).append(entry.balanced_accuracy.value)
         progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy.value:.2f} with strategy {current}")
-        if (batch + 1) % distil_every:
+        if (batch + 1) % distil_every or batch + 1 == batches:
             continue
         new = teacher.distil([e.note for e in entries], strategies, tasks[0])
         if new:
@@ -98,11 +112,19 @@ def keep_journal(
     best = max(tried, key=lambda version: (tried[version], version))
     write_jsonl(out / "journal.jsonl", (report_json(entry) for entry in entries))
     texts = [{"version": version, "text": text} for version, text in enumerate(strategies)]
-    kept = {"best": best, "teacher": teacher.name, "stand_in": teacher.stand_in, "strategies": texts}
+    kept = {
+        "best": best,
+        "teacher": teacher.name,
+        "stand_in": teacher.stand_in,
+        "usd": teacher.usd,
+        "strategies": texts,
+    }
     (out / "strategies.json").write_text(json.dumps(kept, indent=1))
+    versions = tuple(StrategyVersion(v, len(scores[v]), mean, strategies[v]) for v, mean in tried.items())
     return JournalReport(
-        family.name, teacher.name, teacher.stand_in, tuple(entries), len(tried), best, tried[best], strategies[best]
-    )
+        family.name, teacher.name, teacher.stand_in, tuple(entries), versions, teacher.usd, len(tried), best,
+        tried[best], strategies[best],
+    )  # fmt: skip
 
 
 def _no_longer_helps(entries: Sequence[JournalEntry], patience: int) -> bool:

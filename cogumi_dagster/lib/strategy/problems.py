@@ -63,7 +63,9 @@ class StrategyFamily:
     def lessons(self, count: int, seed: int) -> list[Task]:
         """``count`` problems of the training split to learn from."""
         shares = self._shares(count)
-        drawn = (one._drawn(one.generate_lessons or one._generate, size, seed, "train", TO_LEARN) for one, size in shares)
+        drawn = (
+            one._drawn(one.generate_lessons or one._generate, size, seed, "train", TO_LEARN) for one, size in shares
+        )
         return [task for tasks in drawn for task in tasks]
 
     @property
@@ -125,6 +127,12 @@ def published_sets(count: int, seed: int) -> list[Task]:
     return problems
 
 
+def longer(count: int, seed: int) -> list[Task]:
+    """Scheduling with 7 to 10 meetings, class-balanced, of split ``test``."""
+    drawn = [task for task in SCHEDULING.generate_longer(40 + 15 * count, seed) if task.split == "test"]
+    return _balanced(drawn, ("YES", "NO"), count)
+
+
 def fresh(name: str, mix: Mix = EVEN) -> Callable[[int, int], list[Task]]:
     """Problems of the test split of a family."""
     return lambda count, seed: strategy_family(name).problems(count, seed, "test", mix)
@@ -165,7 +173,7 @@ _SINGLE = (
                 {"accuracy": 0.99, "recall NO": 0.97},
                 PUBLISHED_SET,
             ),
-            Suite("7 to 10 meetings, class-balanced", 300, SCHEDULING.generate_longer, {"balanced accuracy": 0.95}),
+            Suite("7 to 10 meetings, class-balanced", 300, longer, {"balanced accuracy": 0.95}),
         ),
     ),
     StrategyFamily(
@@ -178,7 +186,7 @@ _SINGLE = (
             "Example: A=0, B=1, gate and(A, not B), output or: and(A, not B) = and(0, 0) = 0, or(0) = 0.",
         ),
         classes=("0", "1"),
-        suites=(Suite("fresh, class-balanced", 300, fresh("circuit_logic")),),
+        suites=(Suite("fresh, class-balanced", 300, fresh("circuit_logic"), {"balanced accuracy": 0.95}),),
     ),
     StrategyFamily(
         "course_schedule",
@@ -191,7 +199,7 @@ _SINGLE = (
             "take 1, all taken: True.",
         ),
         classes=("True", "False"),
-        suites=(Suite("fresh, class-balanced", 300, fresh("course_schedule")),),
+        suites=(Suite("fresh, class-balanced", 300, fresh("course_schedule"), {"balanced accuracy": 0.95}),),
     ),
     StrategyFamily(
         "chain_sum",
@@ -200,7 +208,7 @@ _SINGLE = (
             "Add the terms one after the other.",
             "Write the running total after each term: 12 + 30 - 5 gives 12 + 30 = 42, 42 - 5 = 37, Answer: 37.",
         ),
-        suites=(Suite("fresh", 300, fresh("chain_sum")),),
+        suites=(Suite("fresh", 300, fresh("chain_sum"), {"accuracy": 0.95}),),
     ),
 )
 _ALL = StrategyFamily(
@@ -209,7 +217,7 @@ _ALL = StrategyFamily(
         "\n".join(f"{part.name}: {text}" for part, text in zip(_SINGLE, texts, strict=True)) if any(texts) else ""
         for texts in zip(*(part.strategies for part in _SINGLE), strict=True)
     ),
-    suites=tuple(Suite(part.name, 300, part_of(part.suites[0])) for part in _SINGLE),
+    suites=tuple(Suite(part.name, 300, part_of(part.suites[0]), part.suites[0].aims) for part in _SINGLE),
     parts=_SINGLE,
 )
 STRATEGY_FAMILIES: Mapping[str, StrategyFamily] = {family.name: family for family in (*_SINGLE, _ALL)}

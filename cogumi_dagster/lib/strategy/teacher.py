@@ -6,7 +6,7 @@ writes both the journal and the strategies; every call goes through the journal 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Protocol
 
@@ -18,7 +18,7 @@ from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, sai
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Request
-from cogumi_dagster.lib.teaching.catalogue import Teacher
+from cogumi_dagster.lib.teaching.catalogue import MICROS, Teacher
 from cogumi_dagster.lib.teaching.teach import chat_messages
 
 SHOWN_MISTAKES, SHOWN_SUCCESSES = 6, 2
@@ -50,6 +50,11 @@ class StrategyTeacher(Protocol):
     @property
     def stand_in(self) -> bool: ...
 
+    @property
+    def usd(self) -> float:
+        """What its answers have cost so far, whenever they were paid."""
+        ...
+
     def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
         """Answers, judged, with the strategy (or none) before each problem."""
         ...
@@ -71,6 +76,7 @@ class SolverTeacher:
     family: StrategyFamily
     name: str = "solver"
     stand_in: bool = True
+    usd: float = 0.0
 
     def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
         return answer_tasks(self.engine, tasks, before=strategy, progress=progress)
@@ -97,6 +103,7 @@ class CatalogueTeacher:
     asker: Asker
     teacher: Teacher
     max_tokens: int
+    usd: float = field(default=0.0, init=False)
 
     @property
     def name(self) -> str:
@@ -108,7 +115,7 @@ class CatalogueTeacher:
 
     def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
         prompts = [prompt_of(task, strategy) for task in tasks]
-        texts = self._ask(prompts, [task.id for task in tasks], tasks[0].domain, progress)
+        texts = self._ask(prompts, [task.id for task in tasks], [task.domain for task in tasks], progress)
         return [
             Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
             for task, text in zip(tasks, texts, strict=True)
@@ -124,13 +131,13 @@ class CatalogueTeacher:
         ]
         shown = "\n\n".join(self._fitting(entries))
         score = f"{sum(answer.passed for answer in answers)} of {len(answers)} were right."
-        (text,) = self._ask([REFLECT.format(attempts=shown, score=score)], ["reflection"], answers[0].task.domain)
+        (text,) = self._ask([REFLECT.format(attempts=shown, score=score)], ["reflection"], [answers[0].task.domain])
         return text.strip()
 
     def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
         listed = "\n".join(self._fitting([f"{number}. {note}" for number, note in enumerate(notes, 1)][::-1])[::-1])
         prompt = DISTIL.format(example=example.prompt, notes=listed, strategy=strategies[-1] or "none yet")
-        (text,) = self._ask([prompt], ["strategy"], example.domain)
+        (text,) = self._ask([prompt], ["strategy"], [example.domain])
         text = text.strip()
         return text if text and len(text) <= LONGEST_STRATEGY and text not in strategies else None
 
@@ -145,7 +152,9 @@ class CatalogueTeacher:
             entry[: self._room] for entry in entries[:1]
         ]
 
-    def _ask(self, prompts: Sequence[str], names: Sequence[str], domain: str, progress: Progress = silent) -> list[str]:
+    def _ask(
+        self, prompts: Sequence[str], names: Sequence[str], domains: Sequence[str], progress: Progress = silent
+    ) -> list[str]:
         """Texts; an answer that failed for good (truncated, refused) is empty.
 
         Raises:
@@ -154,7 +163,7 @@ class CatalogueTeacher:
         """
         requests = [
             Request(chat_messages(self.teacher, prompt), name, domain)
-            for prompt, name in zip(prompts, names, strict=True)
+            for prompt, name, domain in zip(prompts, names, domains, strict=True)
         ]
         new = self.asker.unanswered(self.name, requests, max_tokens=self.max_tokens)
         if new and (why := self.asker.why_not(self.name)):
@@ -163,6 +172,7 @@ class CatalogueTeacher:
                 f"set {self.teacher.api_key_env or 'its key'}, or take another strategy.teacher, such as solver",
             )
         outcomes = self.asker.ask_many(self.name, requests, max_tokens=self.max_tokens, progress=progress)
+        self.usd += sum(outcome.micros for outcome in outcomes) / MICROS
         if unpaid := sum(outcome.failure in OVER_BUDGET for outcome in outcomes):
             raise self.asker.over_budget(unpaid, "the strategy's problems")
         if lost := [outcome.failure for outcome in outcomes if outcome.answer is None]:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.strategy.journal import majority_of
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
@@ -34,6 +36,8 @@ class StrategyReport:
     by_difficulty: dict[str, int]
     teacher: str
     stand_in: bool
+    usd: float
+    """What the teacher's answers cost, those of its journal included."""
 
 
 def learn_strategy(
@@ -53,7 +57,8 @@ def learn_strategy(
     strategy that did best in its journal, and what the verifier accepts becomes a trace, unless it is a bare answer.
 
     Raises:
-        CogumiError: the family's verifier rejects a trace of its own solver, or all of the teacher's.
+        CogumiError: the family's verifier rejects a trace of its own solver, or so many of the teacher's that always
+            giving the commonest answer would do as well.
     """
     kept = json.loads((journal / "strategies.json").read_text())
     tasks = family.lessons(traces, seed + 7)
@@ -70,9 +75,11 @@ def learn_strategy(
         text = kept["strategies"][kept["best"]]["text"]
         attempted = teacher.attempt(tasks, text, progress)
         answers = [a for a in attempted if a.passed and len(a.completion.text.split()) >= FEWEST_WORDS]
-        if not answers:
+        accepted, majority = Proportion(len(answers), drawn), majority_of(tasks)
+        if not answers or not accepted.interval[0] > majority.value:
             raise CogumiError(
-                f"the verifier of {family.name} accepts none of {len(tasks)} traces of {teacher.name}",
+                f"the verifier of {family.name} accepts {len(answers)} of {drawn} traces of {teacher.name}, no more "
+                f"than always giving the commonest answer would bring ({majority.successes})",
                 "look at its journal (strategy_journal), or take another strategy.teacher",
             )
         tasks = [answer.task for answer in answers]
@@ -91,6 +98,7 @@ def learn_strategy(
         by_difficulty={str(level): levels.count(level) for level in sorted(set(levels))},
         teacher=teacher.name if teacher else "solver",
         stand_in=teacher.stand_in if teacher else True,
+        usd=float(kept.get("usd", 0.0)) + (teacher.usd if teacher else 0.0),
     )
 
 

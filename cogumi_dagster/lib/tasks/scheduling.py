@@ -89,14 +89,14 @@ class Scheduling:
 
     def generate_longer(self, count: int, seed: int) -> list[Task]:
         """Class-balanced problems of 7 to 10 meetings and 2 to 4 rooms."""
-        return self._balanced(seeded(self.name, "longer", "hard", seed), count, "hard", LONGER, ROOMS["hard"])
+        return self._balanced(seeded(self.name, "7 to 10", seed), count, "hard", LONGER, ROOMS["hard"])
 
     def generate_lessons(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         """``generate_balanced``, where two thirds of HARD have as many meetings as there are, and the trace goes on to
         one of the last two.
 
-        Most traces of the published kind end by the fourth meeting (171 of 1,500 reach a sixth), and where a student has
-        seldom been, it loses its place in the list.
+        Most traces of the published kind end by the fourth meeting (171 of 1,500 reach a sixth), and where a student
+        has seldom been, it loses its place in the list.
         """
         if difficulty != "hard":
             return self.generate_balanced(count, seed, difficulty)

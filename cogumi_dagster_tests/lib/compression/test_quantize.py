@@ -8,7 +8,13 @@ from cogumi_dagster.lib.compression.gguf_export import quantize_gguf
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
 from cogumi_dagster.lib.compression.imatrix import Imatrix
 from cogumi_dagster.lib.compression.mix import candidates, read_layout
-from cogumi_dagster.lib.compression.quantize import KINDS, export_weighted, quantize_file, quantize_source
+from cogumi_dagster.lib.compression.quantize import (
+    KINDS,
+    export_weighted,
+    quantize_file,
+    quantize_source,
+    unquantize_file,
+)
 from cogumi_dagster.lib.compression.sensitivity import KlMeter
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
@@ -27,6 +33,18 @@ def test_without_matrix_and_types_it_is_llama_cpps_own_file(wide_gguf: Path, tmp
     report = quantize_file(wide_gguf, tmp_path / "ours.gguf", "Q4_K_M")
     assert (tmp_path / "ours.gguf").read_bytes() == (tmp_path / "theirs.gguf").read_bytes()
     assert report.type == "Q4_K_M" and report.bytes == (tmp_path / "ours.gguf").stat().st_size
+
+
+def test_unquantized_are_the_served_weights_in_16_bit(wide_gguf: Path, tmp_path: Path) -> None:
+    served, whole = tmp_path / "q.gguf", tmp_path / "f16.gguf"
+    quantize_file(wide_gguf, served, "Q5_0")
+    unquantize_file(served, whole)
+    assert set(types_in(whole).values()) == {"F16", "F32"}
+    stored = {name: values for name, _, values in open_gguf(whole).tensors()}
+    for name, _, values in open_gguf(served).tensors():
+        assert abs(stored[name] - values).max() <= abs(values).max() / 1024, name
+    with pytest.raises(CogumiError, match="could not quantize"):
+        unquantize_file(tmp_path / "none.gguf", whole)
 
 
 def test_every_tensor_gets_the_type_that_was_asked_for(wide_gguf: Path, wide_imatrix: Imatrix, tmp_path: Path) -> None:

@@ -13,3 +13,8 @@ def test_training_pays_for_itself_after_as_many_answers_as_its_cost_is_savings()
     assert (cheap.teacher, dear.teacher) == ("cheap", "dear")
     assert cheap.usd_per_answer == pytest.approx(1e-5) and cheap.break_even is None
     assert dear.usd_per_answer == pytest.approx(0.00105) and dear.break_even == 100
+    taught = economics(
+        training_seconds=3600, teaching_usd=0.40, seconds_per_answer=1.8, prompt_tokens=100, answer_tokens=50,
+        machine_usd_per_hour=0.10, prices={"dear": (3.0, 15.0)},
+    )  # fmt: skip
+    assert taught.teaching_usd == 0.40 and taught.teachers[0].break_even == 500, "the teacher's journal is paid for too"

@@ -10,7 +10,7 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import answer_tasks
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.strategy import traces as traces_module
-from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
+from cogumi_dagster.lib.strategy.evaluate import ADAPTER, answer_stages, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, strategy_family
 from cogumi_dagster.lib.strategy.teacher import SolverTeacher
@@ -143,9 +143,16 @@ def test_the_four_stages_stand_side_by_side(
     tasks = FAMILY.problems(24, 2 + 13, "test")
     known = solutions(tasks)
     engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter == ADAPTER else "YES", (ADAPTER,))
-    report = evaluate_strategy(engine, FAMILY, tmp_path, count=24, strategy="Count.", seed=2)
+    whole = scripted_engine(lambda adapter, prompt: known[prompt], (ADAPTER,))
+    before = answer_stages(whole, FAMILY, count=24, seed=2)
+    report = evaluate_strategy(
+        engine, FAMILY, tmp_path, count=24, strategy="Count.", batch=12, unquantized=before, seed=2
+    )
     assert report.suites == ()
-    untrained, told, trained, teacher = report.stages
+    untrained, told, trained, sixteen, teacher = report.stages
+    assert sixteen.stage == "student with adapter, 16 bit" and sixteen.accuracy.value == 1.0
+    assert [adapter for adapter, _ in whole.asked] == [ADAPTER] * 24
+    assert [(one.successes, one.count) for one in untrained.batches] == [(6, 12), (6, 12)]
     assert (report.problems, report.split, report.majority.value) == (24, "test", 0.5)
     assert report.untrained_balanced_accuracy == untrained.balanced_accuracy.value == 0.5
     assert {label: share.value for label, share in untrained.recalls.items()} == {"YES": 1.0, "NO": 0.0}
@@ -154,7 +161,7 @@ def test_the_four_stages_stand_side_by_side(
     assert report.adapter_balanced_accuracy == trained.exact_traces.value == teacher.accuracy.value == 1.0
     assert trained.hard.count == 8
     assert report.p_value == pytest.approx(2 * 0.5**12), "12 fixed, none broken"
-    assert len(read_jsonl(tmp_path / "answers.jsonl")) == 96
+    assert len(read_jsonl(tmp_path / "answers.jsonl")) == 120
     assert all(verify(task, known[task.prompt]).passed for task in tasks)
 
 
@@ -167,6 +174,8 @@ def test_suites_are_fresh_and_have_their_own_majority(
     report = evaluate_strategy(engine, FAMILY, tmp_path, count=6, strategy="", suite_share=0.1, seed=2)
     balanced, published, longer = report.suites
     assert (balanced.problems, published.problems, longer.problems) == (100, 150, 30)
+    assert {task.split for task in drawn} == {"test"}
+    assert [published.easy.count, published.medium.count, published.hard.count] == [50, 50, 50]
     assert (balanced.majority.value, longer.majority.value) == (0.5, 0.5)
     assert 0.75 < published.majority.value < 0.95, "the published mix is mostly YES"
     assert all(suite.exact_traces.value == suite.balanced_accuracy.value == 1.0 for suite in report.suites)

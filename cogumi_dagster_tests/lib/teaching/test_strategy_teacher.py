@@ -46,20 +46,18 @@ def asker(server: WireServer, tmp_path: Path) -> Iterator[Asker]:
 def solved() -> dict[str, str]:
     """The right answers to all that these tests ask."""
     drawn = [FAMILY.problems(12, 101 * batch, "train") for batch in range(6)]
-    return {
-        task.prompt: str(task.answer) for tasks in (*drawn, FAMILY.lessons(24, 7)) for task in tasks
-    }
+    return {task.prompt: str(task.answer) for tasks in (*drawn, FAMILY.lessons(24, 7)) for task in tasks}
 
 
 def pupil(path: str, body: dict[str, Any]) -> Any:
-    """Says YES to all until it has a strategy, then is right; wrong on purpose about problems of five meetings."""
+    """Says YES to all until it has a strategy, then is right; wrong on purpose about problems of four rooms."""
     prompt = user_prompt(body)
     if prompt.startswith("You are keeping a journal"):
         return chat_reply("I said YES without counting.")
     if prompt.startswith("This is a kind of problem"):
         return chat_reply("1. Count the meetings of each hour.")
     strategy, _, question = prompt.rpartition("\n\n")
-    counted = strategy and question.count("[") != 5
+    counted = strategy and "Rooms: 4" not in question
     return chat_reply(f"{STEPS} {solved()[question]}" if counted else "YES")
 
 
@@ -76,6 +74,10 @@ def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
     assert (report.teacher, report.stand_in, report.best_strategy) == ("gpt", False, 1)
     kept = json.loads((tmp_path / "strategies.json").read_text())
     assert [row["text"] for row in kept["strategies"]] == ["", "1. Count the meetings of each hour."]
+    assert [(one.version, one.text) for one in report.versions] == [
+        (row["version"], row["text"]) for row in kept["strategies"]
+    ]
+    assert report.versions[0].batches == 1 and report.usd > 0
 
     calls = len(server.posts())
     again = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=6, problems=12, seed=0)
@@ -86,6 +88,7 @@ def test_it_attempts_reflects_and_distils_until_that_no_longer_helps(
     assert learned.traces == len(rows) < 24 and learned.traces + learned.rejected == 24
     assert all(row["solution"] == f"{STEPS} {row['answer']}" for row in rows), "no bare answer is a trace"
     assert learned.strategy == "1. Count the meetings of each hour." and not learned.stand_in
+    assert learned.usd > report.usd, "the journal's cost and that of the traces"
 
     learned_calls = len(server.posts())
     asker.down["gpt"] = "no key"
@@ -117,8 +120,11 @@ def test_nonsense_is_no_strategy_and_no_trace(asker: Asker, server: WireServer, 
     server.default = lambda path, body: chat_reply("bla " * 2000)
     report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=3, problems=6, seed=0)
     assert report.strategies == 1 and report.best_balanced_accuracy == 0.0
-    with pytest.raises(CogumiError, match="accepts none of 6 traces of gpt"):
+    with pytest.raises(CogumiError, match="accepts 0 of 6 traces of gpt"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=6, teacher=teacher_of(asker), seed=0)
+    server.default = lambda path, body: chat_reply("bla " * 20 + "YES")
+    with pytest.raises(CogumiError, match="no more than always giving the commonest answer would bring"):
+        learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=24, teacher=teacher_of(asker), seed=1)
     assert not (tmp_path / "out").exists()
 
 
