@@ -51,10 +51,11 @@ CHECKS = {
         score_kept""",
     "domain_failures": "enough_failures! verifier_accepts_solver! all_judged",
     "failure_patterns": "silhouette sizes",
-    "cascade_examples": "verified_share tier_1_share",
+    "cascade_examples": "verified_share tier_1_share tiers_on_target",
     "modifier_adapter": "supervised! loss_fell",
     "packaged_modifier": "pruned_share bit_identical! parity within_budget",
-    "modifier_evaluation": "repairs_failures keeps_successes repaired_share kept_share held_out_is_new",
+    "modifier_evaluation": """repairs_failures keeps_successes repaired_share kept_share held_out_is_new
+        benchmark_is_new""",
     "strategy_journal": "strategies_tried",
     "learned_strategy": "classes_balanced verified_share",
     "strategy_adapter": "supervised! loss_fell",

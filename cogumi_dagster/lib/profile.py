@@ -370,6 +370,14 @@ class Profile(Section):
     humaneval_problems: int = Field(8, ge=0, le=164, description="HumanEval problems in the benchmark; 164 is all")
     thresholds: Thresholds = Thresholds()
 
+    @property
+    def taught_tokens(self) -> int:
+        """Room that an answer needs where a model teaches: as much as it had. The solver's answers are short, and each
+        family of tasks says how long; the packaged student's that are longer are not kept."""
+        mixed = {one.teacher for mix in self.teaching.mix.values() for one in mix}
+        models = mixed | {*self.modifiers.cascade, self.strategy.teacher}
+        return self.teaching.max_tokens if models - {"solver", "local"} else 0
+
 
 PROFILES = Path(__file__).resolve().parents[2] / "resources" / "profiles"
 DEFAULT_PROFILE = "local"

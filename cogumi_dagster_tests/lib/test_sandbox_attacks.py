@@ -6,6 +6,7 @@ it, reach the host, or keep the box open.
 
 # ruff: noqa: E501 - programs are easier to read in one piece
 
+import json
 import os
 import secrets
 import shutil
@@ -91,21 +92,40 @@ def test_the_box_holds_after_an_attack() -> None:
     assert BOX.evaluate("def f(x): return x * x", ["f(2)"]).outcomes[0].value == 4
 
 
+BY_A_USER = (
+    "its own memory", "the parent's environment", "the host's processes", "a signal to the parent", "a signal to all",
+    "a fork bomb", "threads", "memory", "shared memory", "the disk", "mount", "ptrace", "a new network", "a program",
+)  # fmt: skip
+"""Attacks on what root and an ordinary user may do differently."""
+
+
 @needs_sandbox
 @pytest.mark.skipif(not hasattr(os, "getuid") or os.getuid() != 0, reason="only root can become another user")
 def test_an_ordinary_user_has_the_same_box() -> None:
     """The box is not root's privilege: run by uid 65534, or refused with the reason where the system forbids that."""
     program = (
-        "import os; os.setgid(65534); os.setuid(65534)\n"
-        "from cogumi_dagster.lib.sandbox import Sandbox, sandbox_available\n"
+        "import json, os, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "from cogumi_dagster.lib.sandbox import Sandbox, compare, sandbox_available\n"
         "usable, reason = sandbox_available()\n"
-        "result = Sandbox().evaluate('import os', ['6 * 7', 'os.listdir(\"/etc\")']) if usable else None\n"
-        "print([(o.ok, o.value) for o in result.outcomes] if result else f'refused: {reason}')"
+        "if not usable: sys.exit(f'refused: {reason}')\n"
+        "box, attacks, secret = Sandbox(seconds=3.0, memory_mb=256), json.load(sys.stdin), os.environ['COGUMI_SECRET']\n"
+        "print(box.evaluate('import os', ['6 * 7', 'os.listdir(\"/etc\")']).outcomes[0].value)\n"
+        "for name, text in attacks.items():\n"
+        "    result = box.evaluate(text, ['f(2)'])\n"
+        "    told = [word for word in (secret, 'root:') if word in repr(result)]\n"
+        "    print(json.dumps([name, compare(result.outcomes[0].value, secret), told]))\n"
+        "print(box.evaluate('def f(x): return x * x', ['f(2)']).outcomes[0].value)"
     )
     python = shutil.which("python3.11", path="/usr/bin") or sys.executable  # one that every user may read
-    root = Path(__file__).parents[2]
-    done = subprocess.run([python, "-c", program], capture_output=True, text=True, cwd=root)
-    said = done.stdout.strip()
-    if done.returncode and any(name in done.stderr for name in ("PermissionError", "ModuleNotFoundError")):
-        pytest.skip("the interpreter or the checkout is not readable by other users here")
-    assert said in ("[(True, 42), (False, None)]",) or said.startswith("refused: "), done.stderr
+    done = subprocess.run(
+        [python, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2],
+        input=json.dumps({name: ATTACKS[name] for name in BY_A_USER}),
+        env=os.environ | {"COGUMI_SECRET": str(secrets.randbelow(10**12) + 10**12)},
+    )  # fmt: skip
+    if done.returncode:
+        known = ("refused: ", "PermissionError", "ModuleNotFoundError")
+        assert any(name in done.stderr for name in known), done.stderr
+        pytest.skip(f"not as another user here: {done.stderr.strip().splitlines()[-1]}")
+    first, *said, last = done.stdout.splitlines()
+    assert (first, last) == ("42", "4"), done.stdout
+    assert [json.loads(line) for line in said] == [[name, False, []] for name in BY_A_USER]

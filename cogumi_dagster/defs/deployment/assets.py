@@ -71,6 +71,7 @@ def serving_bundle(step: Step) -> BundleReport:
     tasks="routed",
     deps=[serving_bundle],
     claims=checks.SYSTEM_EVALUATION,
+    code_version="2",
     pool="gpu",
 )
 def system_evaluation(step: Step) -> SystemReport:
@@ -104,7 +105,7 @@ def system_evaluation(step: Step) -> SystemReport:
         system_evaluation,
     ],
     claims=checks.MODEL_CARD,
-    code_version="3",
+    code_version="4",
 )
 def model_card(step: Step) -> CardReport:
     """The report: every artifact, every check with its figure, and the plots, as HTML and Markdown."""

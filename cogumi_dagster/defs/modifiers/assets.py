@@ -20,6 +20,7 @@ from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageRe
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, train_on_served_weights
+from cogumi_dagster.lib.routing.examples import router_tasks, system_tasks
 from cogumi_dagster.lib.tasks import family_version, verify
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.training.batches import Pair
@@ -33,18 +34,16 @@ ROWS, SIBLINGS = "rows.jsonl", "siblings.jsonl"
     group="modifiers",
     kinds={"gguf", "jsonl"},
     config=(
-        "modifiers.training_tasks",
-        "modifiers.held_out_tasks",
-        "modifiers.min_failures",
+        "modifiers.training_tasks", "modifiers.held_out_tasks", "modifiers.min_failures", "routing.examples",
         "serving.max_answer_tokens",
     ),
     tasks="modifier",
     deps=[gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.DOMAIN_FAILURES,
-    code_version="3",
+    code_version="4",
     pool="gpu",
-)
+)  # fmt: skip
 def domain_failures(step: Step) -> FailuresReport:
     """The served base's wrong answers on the modifier's training tasks, each with the verifier's reason and the
     token log-probabilities; its right answers beside them, for replay."""
@@ -55,11 +54,21 @@ def domain_failures(step: Step) -> FailuresReport:
             step.name,
             step.out,
             count=modifiers.training_tasks,
-            held_out=modifiers.held_out_tasks,
+            kept_apart=_kept_apart(step),
             min_failures=modifiers.min_failures,
             seed=step.profile.seed,
             progress=step.progress,
         )
+
+
+def _kept_apart(step: Step) -> list[Task]:
+    """What a modifier may learn no near-duplicate of: the tasks on which it, the router and the system are measured."""
+    profile = step.profile
+    return [
+        *held_out_tasks(step.name, profile.modifiers.held_out_tasks, profile.seed),
+        *router_tasks(profile.routing.examples, profile.seed),
+        *system_tasks(profile.routing.examples, profile.seed),
+    ]
 
 
 @artifact(
@@ -84,15 +93,18 @@ def failure_patterns(step: Step) -> PatternsReport:
 @artifact(
     group="modifiers",
     kinds={"llm", "jsonl"},
-    config=("modifiers.tier1_samples", "modifiers.siblings", "modifiers.held_out_tasks", "teaching.max_tokens"),
+    config=(
+        "modifiers.tier1_samples", "modifiers.siblings", "modifiers.held_out_tasks", "routing.examples",
+        "teaching.max_tokens",
+    ),
     asks=("modifiers.cascade",),
     tasks="modifier",
     deps=[domain_failures, failure_patterns],
     partitions_def=modifier_partitions,
     claims=checks.CASCADE_EXAMPLES,
-    code_version="3",
+    code_version="4",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
-)
+)  # fmt: skip
 def cascade_examples(step: Step) -> CascadeReport:
     """Answers to the failed tasks from a cascade of teachers, cheap ones first, each accepted by its verifier, and
     further solved problems of their kinds. Offline the tiers are the local model (1) and the exact solver (3)."""
@@ -122,7 +134,7 @@ def cascade_examples(step: Step) -> CascadeReport:
         clusters,
         modifiers.siblings.get(step.name, 0),  # type: ignore[call-overload]
         known={task.id for task in tasks} | {row["task"]["id"] for row in _successes(step)},
-        held_out=held_out_tasks(step.name, modifiers.held_out_tasks, step.profile.seed),
+        held_out=_kept_apart(step),
         seed=step.profile.seed,
     )
     if siblings:
@@ -156,7 +168,7 @@ def _lessons(step: Step) -> list[Pair]:
     deps=[cascade_examples, domain_failures, gguf_model, base_checkpoint],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_ADAPTER,
-    code_version="2",
+    code_version="3",
     pool="gpu",
 )
 def modifier_adapter(step: Step) -> TrainingReport:
@@ -178,6 +190,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
         seed=step.profile.seed,
         balance=True,
         progress=step.progress,
+        section="modifiers.training",
     )
 
 
@@ -192,7 +205,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
     tasks="modifier",
-    code_version="3",
+    code_version="4",
 )  # fmt: skip
 def packaged_modifier(step: Step) -> ModifierPackageReport:
     """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,
@@ -227,7 +240,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     deps=[packaged_modifier, cascade_examples, domain_failures, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
-    code_version="3",
+    code_version="4",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:

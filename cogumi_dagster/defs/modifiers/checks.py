@@ -11,6 +11,10 @@ def _keeps(report: Mapping[str, Any]) -> float | None:
     return 1.0 - float(report["regresses"]) if report["kept"]["count"] else None
 
 
+def _off_target(report: Mapping[str, Any]) -> int:
+    return sum(not tier["low"] <= tier["share"] <= tier["high"] for tier in report["tiers"])
+
+
 DOMAIN_FAILURES = (
     Claim("enough_failures", "failures", "wrong answers of the base to learn from", at_least=10, blocking=True),
     Claim("verifier_accepts_solver", "solver_passes", "exact solutions that their own verifier accepts", at_least=1.0, blocking=True),
@@ -23,6 +27,7 @@ FAILURE_PATTERNS = (
 CASCADE_EXAMPLES = (
     Claim("verified_share", "verified_share", "failed tasks with a verified answer", at_least=0.9),
     Claim("tier_1_share", lambda m: m["tiers"][0]["share"], "share accepted at the cheapest tier (60-70 % wanted)", at_least=0.6),
+    Claim("tiers_on_target", _off_target, "tiers whose share of the accepted answers is not as wanted (60-70, 20-25, 10-15 %)", at_most=0),
 )  # fmt: skip
 MODIFIER_ADAPTER = (
     Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),
@@ -40,4 +45,5 @@ MODIFIER_EVALUATION = (
     Claim("repaired_share", "repaired", "share of the base's failures repaired", at_least=0.30),
     Claim("kept_share", "kept", "share of the base's successes kept", at_least=0.98),
     Claim("held_out_is_new", "near_lessons", "held-out tasks of which it was taught a near-duplicate", at_most=0),
+    Claim("benchmark_is_new", "contaminated_lessons", "lessons that share words with a problem of HumanEval", at_most=0),
 )  # fmt: skip

@@ -5,13 +5,13 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from cogumi_dagster.lib.artifacts import file_sha256
 from cogumi_dagster.lib.compression.gguf_checkpoint import checkpoint_sha256, open_checkpoint, read_config
-from cogumi_dagster.lib.compression.gguf_export import written_aside
+from cogumi_dagster.lib.compression.gguf_export import LARGEST_F16, written_aside
 from cogumi_dagster.lib.compression.gguf_layout import Shape, gguf_name, heads_of, permute, tensor_shapes
 from cogumi_dagster.lib.errors import CogumiError
 
@@ -53,15 +53,17 @@ class _Pair:
     b: np.ndarray[Any, Any]
 
 
-def export_lora(adapter: Path, out: Path, *, base: Path, contract: Mapping[str, str]) -> int:
+def export_lora(
+    adapter: Path, out: Path, *, base: Path, contract: Mapping[str, str], type: Literal["F32", "F16"] = "F32"
+) -> int:
     """Write a PEFT LoRA adapter as a GGUF adapter for the base checkpoint; return its bytes.
 
     ``contract`` (hashes of base, tokenizer, template) is stored under ``cogumi.*``. llama.cpp scales by alpha over
     the rank of each pair, with one alpha for all: where a module has its own, the ratio is folded into its B.
 
     Raises:
-        CogumiError: no adapter, damaged or NaN weights, something that a GGUF adapter cannot express, an adapter
-            for a base of other shapes.
+        CogumiError: no adapter, damaged or NaN weights, or too large for ``type``, something that a GGUF adapter cannot
+            express, an adapter for a base of other shapes.
     """
     from gguf import GGUFWriter
 
@@ -82,10 +84,12 @@ def export_lora(adapter: Path, out: Path, *, base: Path, contract: Mapping[str, 
                 heads = heads_of(
                     base_config.model_type, name, base_config.num_attention_heads, base_config.num_key_value_heads
                 )
-                writer.add_tensor(f"{gguf_name(name)}.lora_a", np.ascontiguousarray(pair.a))
-                writer.add_tensor(
-                    f"{gguf_name(name)}.lora_b", np.ascontiguousarray(permute(pair.b, heads) if heads else pair.b)
-                )
+                b = permute(pair.b, heads) if heads else pair.b
+                for letter, matrix in (("a", pair.a), ("b", b)):
+                    if type == "F16" and np.abs(matrix).max(initial=0.0) > LARGEST_F16:
+                        raise CogumiError(f"{adapter}: {pair.module} does not fit in F16", "export it as F32")
+                    stored = np.ascontiguousarray(matrix, np.float16 if type == "F16" else np.float32)
+                    writer.add_tensor(f"{gguf_name(name)}.lora_{letter}", stored)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()

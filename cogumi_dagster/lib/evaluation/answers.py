@@ -12,6 +12,7 @@ from cogumi_dagster.lib.tasks import FAMILIES, verify
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
 MAX_TOKENS = 192
+"""Of an answer to a task that no family speaks for."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +49,9 @@ def conversation(task: Task, before: str = "") -> list[Message]:
 
 
 def room_for(task: Task) -> int:
-    """Tokens that an answer to this task may take."""
+    """Tokens that an answer to this task takes at most, if it is as the solver's; an engine may give more."""
     family = FAMILIES.get(task.family)
-    return min(MAX_TOKENS, family.max_tokens) if family else MAX_TOKENS
+    return family.max_tokens if family else MAX_TOKENS
 
 
 def answer_tasks(

@@ -30,7 +30,8 @@ from cogumi_dagster.lib.tasks.code import extract_code
 
 log = logging.getLogger(__name__)
 
-ANSWER_TOKENS = 192
+ANSWER_TOKENS = 512
+"""Room for the prompt, which is to be repeated whole, and the function: 192 tokens hold 88 of the 164."""
 _RANDOM_SEED = 0
 _INDENT = "    "
 

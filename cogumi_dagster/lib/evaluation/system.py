@@ -12,7 +12,7 @@ from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, m
 from cogumi_dagster.lib.inference import Engine, Message
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.routing.examples import collect_rows, held_out_tasks
+from cogumi_dagster.lib.routing.examples import collect_rows, system_tasks
 from cogumi_dagster.lib.serving.answering import Assistant, Params, Router
 from cogumi_dagster.lib.tasks import verify
 
@@ -79,7 +79,7 @@ def evaluate_system(
     Decoding is greedy, so deciding over stored answers equals serving them; a few tasks go through the
     assistant itself to prove it.
     """
-    tasks = held_out_tasks(count, seed + 29, "test")
+    tasks = system_tasks(count, seed)
     rows, base, _ = collect_rows(engine, tasks, progress)
     routes, passed = [], []
     for row in rows:
@@ -89,7 +89,7 @@ def evaluate_system(
         if decision.route != "base" and chosen is None:  # routed to a modifier that was not asked: ask it now
             task = next(t for t in tasks if t.id == row["task_id"])
             (answer,) = answer_tasks(engine, [task], adapter=decision.route)
-            chosen = {"passed": answer.passed, "text": answer.completion.text}
+            chosen = row["modifiers"][decision.route] = {"passed": answer.passed, "text": answer.completion.text}
         passed.append(bool((chosen or row["base"])["passed"]))
         row["routed"] = {"route": decision.route, "confidence": decision.confidence, "passed": passed[-1]}
     write_jsonl(out / "answers.jsonl", rows)
@@ -99,21 +99,20 @@ def evaluate_system(
     p_value = mcnemar(won, lost)
     escalated = [route != "base" for route in routes]
     seconds = [answer.completion.seconds for answer in base]
+    systems = _systems(rows, passed, tasks)
     equal, spot_seconds = _spot_checks(assistant, rows, routes)
     return SystemReport(
         tasks=len(rows),
         split="test",
         routed=Proportion.of(passed),
         base=Proportion.of(right),
-        oracle=Proportion.of(
-            [row["base"]["passed"] or any(m["passed"] for m in row["modifiers"].values()) for row in rows]
-        ),
+        oracle=next(one.accuracy for one in systems if one.system == "oracle"),
         gain=(won - lost) / max(1, len(rows)),
         p_value=p_value,
         regresses=lost > won and p_value < SIGNIFICANCE,
         escalated_to_modifier=Proportion.of(escalated),
         win_rate=Proportion(won, won + lost),
-        systems=_systems(rows, passed, tasks),
+        systems=systems,
         spot_checks_equal=equal,
         benchmarks=_humaneval(engine, humaneval) if humaneval else (),
         seconds_per_answer=spot_seconds or sum(seconds) / max(1, len(seconds)),
@@ -123,19 +122,21 @@ def evaluate_system(
 
 def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequence[Any]) -> tuple[SystemRow, ...]:
     def own(row: dict[str, Any], only: str | None = None) -> bool:
-        for name, side in row["modifiers"].items():
-            if only in (None, name):
-                return bool(side["passed"])
-        return bool(row["base"]["passed"])
+        name = row["modifier"]
+        side = row["modifiers"].get(name) if only in (None, name) else None
+        return bool((side or row["base"])["passed"])
+
+    def best(row: dict[str, Any]) -> bool:
+        return bool(row["base"]["passed"] or any(side["passed"] for side in row["modifiers"].values()))
 
     systems = [
         SystemRow("routed", Proportion.of(passed)),
         SystemRow("base alone", Proportion.of([r["base"]["passed"] for r in rows])),
     ]
-    names = sorted({name for row in rows for name in row["modifiers"]})
+    names = sorted({row["modifier"] for row in rows if row["modifier"] in row["modifiers"]})
     systems += [SystemRow(f"base, {n} on its own domains", Proportion.of([own(row, n) for row in rows])) for n in names]
     systems.append(SystemRow("always the domain's modifier", Proportion.of([own(row) for row in rows])))
-    systems.append(SystemRow("oracle", Proportion.of([row["base"]["passed"] or own(row) for row in rows])))
+    systems.append(SystemRow("oracle", Proportion.of([best(row) for row in rows])))
     by_id = {task.id: task for task in tasks}
     solved = [by_id[row["task_id"]] for row in rows if by_id[row["task_id"]].solution is not None]
     systems.append(

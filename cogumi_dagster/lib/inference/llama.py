@@ -36,13 +36,14 @@ class LlamaEngine:
         threads: int | None = None,
         gpu_layers: int | None = None,
         reuse_prompts: bool = True,
+        least_answer_tokens: int = 0,
         max_answer_tokens: int | None = None,
         kept: Path | None = None,
     ) -> None:
         """``context`` is in tokens, per slot; ``gpu_layers`` go to a GPU, None: all that fit where there is one;
-        ``reuse_prompts``: what a slot has cached of a prompt is not read again; ``max_answer_tokens`` caps every
-        answer. What ``chat_many`` answers is written to the folder ``kept`` at once, and is not asked again by an
-        engine of the same files that is given it.
+        ``reuse_prompts``: what a slot has cached of a prompt is not read again; ``least_answer_tokens`` are allowed
+        to every answer of ``chat_many``, ``max_answer_tokens`` to none more. What ``chat_many`` answers is written
+        to the folder ``kept`` at once, and is not asked again by an engine of the same files that is given it.
 
         Raises:
             CogumiError: a file is missing or not loadable.
@@ -80,7 +81,7 @@ class LlamaEngine:
                 f"llama.cpp could not load {gguf}: {error}", "cogumi verify finds damaged files"
             ) from error
         self._places, self._reuse = Slots(slots), reuse_prompts
-        self._most = max_answer_tokens or context
+        self._least, self._most = least_answer_tokens, max_answer_tokens or context
         self._kept = KeptAnswers(kept, gguf, paths) if kept else None
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
         # an engine that never answered hangs in its destructor where another failed to load before (xllamacpp)
@@ -110,6 +111,7 @@ class LlamaEngine:
         progress: Progress = silent,
     ) -> list[Completion]:
         limits = [max_tokens] * len(conversations) if isinstance(max_tokens, int) else max_tokens
+        limits = [max(limit, self._least) for limit in limits]
         heats = [temperature] * len(conversations) if isinstance(temperature, int | float) else temperature
         seeds = [seed + index for index in range(len(conversations))] if isinstance(seed, int) else seed
         alike: dict[str, list[int]] = {}

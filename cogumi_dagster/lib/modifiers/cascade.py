@@ -50,10 +50,6 @@ class TierReport:
     high: float
     usd: float
 
-    @property
-    def within_target(self) -> bool:
-        return self.share is not None and self.low <= self.share <= self.high
-
 
 @dataclass(frozen=True)
 class CascadeReport:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from cogumi_dagster.lib.curation.decontamination import decontaminate
 from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family, discordant
-from cogumi_dagster.lib.evaluation.humaneval import Problem, answer_problems, load_problems
+from cogumi_dagster.lib.evaluation.humaneval import Problem, answer_problems, benchmark_prompts, load_problems
 from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar, wilson
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
@@ -92,6 +93,8 @@ class ModifierReport:
     families: tuple[FamilyRow, ...]
     near_lessons: int = 0
     """Held-out tasks of which the modifier was taught a near-duplicate."""
+    contaminated_lessons: int = 0
+    """Lessons that share words with a problem of HumanEval (see ``decontamination``)."""
     benchmarks: tuple[BenchmarkRow, ...] = ()
     other_domains: tuple[CrossRow, ...] = ()
 
@@ -138,8 +141,14 @@ def evaluate_modifier(
         compare(base, modified, again, split="test"),
         other_domains=tuple(crossed),
         near_lessons=sum(task in taught for task in tasks),
+        contaminated_lessons=_contaminated(lessons),
         benchmarks=(_humaneval(engine, modifier, problems, part),) if problems else (),
     )
+
+
+def _contaminated(lessons: Sequence[Task]) -> int:
+    rows = [{"instruction": task.prompt, "response": task.solution or ""} for task in lessons]
+    return decontaminate(rows, benchmark_prompts())[1].removed if rows else 0
 
 
 def _humaneval(

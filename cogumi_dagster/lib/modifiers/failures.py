@@ -1,6 +1,6 @@
 """What the served base gets wrong on a modifier's training tasks, and what it gets right."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,10 +51,10 @@ def held_out_tasks(modifier: str, count: int, seed: int) -> list[Task]:
     return modifier_tasks(modifier, count, seed + 1, "test")
 
 
-def training_tasks(modifier: str, count: int, seed: int, held_out: int) -> list[Task]:
-    """The tasks (split ``train``) that a modifier may learn from: none is a near-duplicate of the ``held_out`` tasks on
-    which it will be evaluated."""
-    others = NearDuplicates(held_out_tasks(modifier, held_out, seed))
+def training_tasks(modifier: str, count: int, seed: int, kept_apart: Sequence[Task]) -> list[Task]:
+    """The tasks (split ``train``) that a modifier may learn from: none is a near-duplicate of those ``kept_apart``, on
+    which it will be measured."""
+    others = NearDuplicates(kept_apart)
     pools = {name: (1.0, others.past(family_pool(name, seed))) for name in families_for(modifier)}
     return draw_from(pools, count, {"train"})
 
@@ -65,7 +65,7 @@ def find_failures(
     out: Path,
     *,
     count: int,
-    held_out: int = 0,
+    kept_apart: Sequence[Task] = (),
     min_failures: int,
     seed: int,
     progress: Progress = silent,
@@ -75,7 +75,7 @@ def find_failures(
     Raises:
         CogumiError: a family's verifier rejects its own solver, or fewer failures than ``min_failures``.
     """
-    tasks = training_tasks(modifier, count, seed, held_out)
+    tasks = training_tasks(modifier, count, seed, kept_apart)
     solved = [verify(task, task.solution) for task in tasks if task.solution is not None]
     judged = [verdict for verdict in solved if verdict.passed is not None]
     sane = Proportion.of([v.passed is True for v in judged])

@@ -56,8 +56,8 @@ def package_modifier(
     dictionary_kb: int,
     progress: Progress = silent,
 ) -> ModifierPackageReport:
-    """Write ``modifier.gguf``, its zstd package and ``contract.json`` to ``out``. ``families`` are the versions of the
-    families of tasks that it was taught.
+    """Write ``modifier.gguf`` (F16), its zstd package and ``contract.json`` to ``out``. ``families`` are the versions
+    of the families of tasks that it was taught.
 
     It is pruned as far as it keeps its gain on ``validation``, lessons that it was not trained on (see ``prune``), and
     compared on ``lessons``. Longer ones than ``max_length`` tokens are left out, as in training.
@@ -81,7 +81,7 @@ def package_modifier(
             keeps=prune_keeps,
             progress=progress,
         )
-        size = export_lora(chosen, out / ADAPTER_FILE, base=tokenizer_from, contract=contract)
+        size = export_lora(chosen, out / ADAPTER_FILE, base=tokenizer_from, contract=contract, type="F16")
         encoded, _ = encode_pairs(tokenizer, lessons, max_length)
         compared = [lessons[item.index] for item in encoded[:PARITY_EXAMPLES]]
         reference = flatten(answer_logits(model, tokenizer, compared, max_length))

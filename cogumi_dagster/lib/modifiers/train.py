@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
+from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.progress import Progress, silent
@@ -32,11 +33,20 @@ def train_on_served_weights(
     seed: int,
     balance: bool = False,
     progress: Progress = silent,
+    section: str,
 ) -> TrainingReport:
     """Dequantize ``gguf`` into ``scratch`` (once) and train a LoRA on it; a tenth of the pairs is validation.
 
-    ``balance``: see ``balanced``.
+    ``balance``: see ``balanced``. ``section`` of the profile, which ``config`` is, is named in errors.
+
+    Raises:
+        CogumiError: fewer than two pairs; what ``train_lora`` raises.
     """
+    if len(pairs) < 2:
+        raise CogumiError(
+            f"there are only {len(pairs)} lessons to train on and to validate with",
+            "look at what the teachers' answers were dropped for, upstream of this adapter",
+        )
     served = scratch / "served"
     if not (served / "model.safetensors").is_file():
         aside = scratch / f".served-{os.getpid()}"
@@ -55,15 +65,26 @@ def train_on_served_weights(
         device=device,
         seed=seed,
         progress=progress,
+        section=section,
     )
 
 
 def split_lessons(pairs: Sequence[Pair], seed: int) -> tuple[list[Pair], list[Pair]]:
-    """(to train on, to validate on)."""
-    order = list(pairs)
+    """(to train on, to validate on). Lessons with one answer, word for word, are on one side: two problems with the
+    same solution are the same lesson twice."""
+    alike: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        alike.setdefault(pair.response, []).append(pair)
+    if len(alike) < 2:
+        return list(pairs[1:]), list(pairs[:1])
+    order = list(alike.values())
     random.Random(seed).shuffle(order)
-    held_out = max(1, round(VALIDATION_SHARE * len(order)))
-    return order[held_out:], order[:held_out]
+    wanted = max(round(VALIDATION_SHARE * len(pairs)), min(map(len, order)))
+    train: list[Pair] = []
+    validation: list[Pair] = []
+    for group in order:
+        (validation if len(validation) + len(group) <= wanted else train).extend(group)
+    return train, validation
 
 
 MOST_REPEATS = 3

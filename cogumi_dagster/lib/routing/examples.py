@@ -42,7 +42,17 @@ class RoutingExamplesReport:
     domains: tuple[DomainRow, ...]
 
 
-def held_out_tasks(count: int, seed: int, split: Split) -> list[Task]:
+def router_tasks(count: int, seed: int) -> list[Task]:
+    """What the router learns from and is calibrated on: tasks (split ``validation``) that no modifier has learned."""
+    return _routed_tasks(count, seed + 3, "validation")
+
+
+def system_tasks(count: int, seed: int) -> list[Task]:
+    """What the served system is measured on: fresh tasks (split ``test``)."""
+    return _routed_tasks(count, seed + 29, "test")
+
+
+def _routed_tasks(count: int, seed: int, split: Split) -> list[Task]:
     """Tasks of one split, all routed domains in equal parts."""
     tasks: list[Task] = []
     for index, domain in enumerate(ROUTED_DOMAINS):
@@ -52,14 +62,14 @@ def held_out_tasks(count: int, seed: int, split: Split) -> list[Task]:
 
 
 def collect_examples(
-    engine: Engine, out: Path, *, count: int, seed: int, split: Split = "validation", progress: Progress = silent
+    engine: Engine, out: Path, *, count: int, seed: int, progress: Progress = silent
 ) -> RoutingExamplesReport:
     """Answer with the base, and with the modifier of the task's domain where there is one; write examples.jsonl.
 
     Raises:
         CogumiError: no task could be judged.
     """
-    rows, base, modified = collect_rows(engine, held_out_tasks(count, seed + 3, split), progress)
+    rows, base, modified = collect_rows(engine, router_tasks(count, seed), progress)
     if not rows:
         raise CogumiError("no task could be judged", "install bubblewrap for the code tasks, or raise routing.examples")
     write_jsonl(out / "examples.jsonl", rows)
@@ -68,7 +78,7 @@ def collect_examples(
     repairs = [m.passed for b, m in pairs if m is not None and not b.passed]
     return RoutingExamplesReport(
         rows=len(rows),
-        split=split,
+        split="validation",
         base_right=accuracy([b for b, _ in pairs]),
         modifier_right=accuracy(other),
         modifier_repairs=Proportion.of(repairs),

@@ -69,19 +69,6 @@ def judge_number(response: str, expected: str, tolerance: float = 0.0) -> Verdic
     return Verdict(False, f"the answer is {expected}, not {given}")
 
 
-def judge_choice(response: str, expected: str, choices: tuple[str, ...]) -> Verdict:
-    """Pass when the last choice that the answer (else the response) names is ``expected``."""
-    where = stated_answer(response) or response
-    pattern = r"(?<!\w)(" + "|".join(sorted(map(re.escape, choices), key=len, reverse=True)) + r")(?!\w)"
-    named = [name.lower() for name in re.findall(pattern, where, re.IGNORECASE)]
-    if not named:
-        return Verdict(False, f"none of {', '.join(choices)} was given")
-    if stated_answer(response) and len(set(named)) > 1:
-        return Verdict(False, "more than one choice was given")
-    right = named[-1] == expected.lower()
-    return Verdict(right, "right" if right else f"the answer is {expected}, not {named[-1]}", float(right))
-
-
 def _bare(text: str) -> str:
     text = text.strip(_MARKUP)
     return text[:-1].strip(_MARKUP) if text.endswith(".") else text

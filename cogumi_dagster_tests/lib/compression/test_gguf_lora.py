@@ -100,6 +100,10 @@ def test_an_exported_adapter_is_the_trained_one(
     wanted = logits_of(checkpoint, adapter)
     assert mean_kl(wanted, logits_of(tmp_path / "f16.gguf", tmp_path / "lora.gguf")) <= PARITY
     assert mean_kl(wanted, logits_of(tmp_path / "f16.gguf")) > BROKEN, "it changes the answers"
+    half = export_lora(adapter, tmp_path / "half.gguf", base=checkpoint, contract={}, type="F16")
+    stored = open_gguf(tmp_path / "half.gguf").reader.tensors
+    assert {tensor.tensor_type.name for tensor in stored} == {"F16"} and half < size
+    assert mean_kl(wanted, logits_of(tmp_path / "f16.gguf", tmp_path / "half.gguf")) <= PARITY
 
 
 def test_an_unscaled_adapter_would_be_noticed(

@@ -33,7 +33,7 @@ class OneRoute:
 @pytest.fixture
 def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
     drawn = [*draw_tasks(["scheduling"], 12, 0, "test")]
-    monkeypatch.setattr(module, "held_out_tasks", lambda count, seed, split: drawn)
+    monkeypatch.setattr(module, "system_tasks", lambda count, seed: drawn)
     return drawn
 
 

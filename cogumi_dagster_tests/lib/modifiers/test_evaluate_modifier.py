@@ -143,7 +143,7 @@ def test_the_greedy_answers_are_the_base_and_the_sampled_ones_the_noise(
 def test_a_held_out_task_that_was_taught_is_counted(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
     engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
     held_out = modifier_tasks("automation", 6, 5 + 1, "test")
-    for lessons, near in ((held_out[:2], 2), (training_tasks("automation", 20, 5, 6), 0)):
+    for lessons, near in ((held_out[:2], 2), (training_tasks("automation", 20, 5, held_out), 0)):
         report = evaluate_modifier(engine, "automation", tmp_path, count=6, lessons=lessons, seed=5)
         assert report.near_lessons == near
 

@@ -13,7 +13,7 @@ from cogumi_dagster.lib.tasks.base import Task, Verdict
 @pytest.mark.parametrize("modifier", MODIFIER_DOMAINS)
 def test_siblings_are_new_solved_and_of_the_kinds_that_failed(modifier: str) -> None:
     held_out = held_out_tasks(modifier, 40, 3)
-    learned = training_tasks(modifier, 48, 3, 40)
+    learned = training_tasks(modifier, 48, 3, held_out)
     failures = learned[::2]
     clusters = {task.id: place % 8 for place, task in enumerate(failures)}
     rows = sibling_lessons(failures, clusters, 2, known={task.id for task in learned}, held_out=held_out, seed=3)
@@ -32,13 +32,13 @@ def test_siblings_are_new_solved_and_of_the_kinds_that_failed(modifier: str) -> 
 
 
 def test_none_are_drawn_where_none_are_wanted() -> None:
-    learned = training_tasks("automation", 8, 3, 8)
+    learned = training_tasks("automation", 8, 3, [])
     clusters = {task.id: 0 for task in learned}
     assert sibling_lessons(learned, clusters, 0, known=set(), held_out=[], seed=3) == []
 
 
 def test_a_solution_that_its_verifier_does_not_accept_is_not_taught(monkeypatch: pytest.MonkeyPatch) -> None:
-    learned = training_tasks("automation", 8, 3, 8)
+    learned = training_tasks("automation", 8, 3, [])
     clusters = {task.id: 0 for task in learned}
     for passed in (False, None):
         monkeypatch.setattr(

@@ -5,10 +5,18 @@ from pathlib import Path
 import pytest
 
 from cogumi_dagster.lib.compression.gguf_read import open_gguf
+from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, export_adapter, package_modifier
-from cogumi_dagster.lib.modifiers.train import balanced, modifier_pairs, task_pairs, train_on_served_weights
+from cogumi_dagster.lib.modifiers.train import (
+    balanced,
+    modifier_pairs,
+    split_lessons,
+    task_pairs,
+    train_on_served_weights,
+)
 from cogumi_dagster.lib.profile import LoraConfig
+from cogumi_dagster.lib.serving.contract import refuse_other_base
 from cogumi_dagster.lib.training.batches import Pair
 
 ROW = {"task": {"prompt": "p", "family": "f"}, "response": "r", "cluster": 0}
@@ -18,11 +26,30 @@ def test_the_modifier_trains_on_the_dequantized_gguf(
     student: Path, quantized_gguf: Path, pairs: list[Pair], lora_config: LoraConfig, tmp_path: Path
 ) -> None:
     report = train_on_served_weights(
-        quantized_gguf, student, pairs, tmp_path / "out", lora_config, scratch=tmp_path / "s", device="cpu", seed=0
-    )
+        quantized_gguf, student, pairs, tmp_path / "out", lora_config, scratch=tmp_path / "s", device="cpu", seed=0,
+        section="modifiers.training",
+    )  # fmt: skip
     assert report.validation_examples == 2 and report.examples == 22
     assert (tmp_path / "s" / "served" / "model.safetensors").is_file()
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_too_few_lessons_are_said_before_anything_is_loaded(tmp_path: Path, lora_config: LoraConfig) -> None:
+    with pytest.raises(CogumiError, match="only 1 lessons to train on"):
+        train_on_served_weights(
+            tmp_path / "none", tmp_path, [Pair("p", "r")], tmp_path / "out", lora_config, scratch=tmp_path,
+            device="cpu", seed=0, section="modifiers.training",
+        )  # fmt: skip
+
+
+def test_lessons_with_the_same_answer_are_on_one_side() -> None:
+    pairs = [Pair(f"p{n}", f"r{n % 40}") for n in range(100)]
+    train, validation = split_lessons(pairs, 3)
+    assert sorted(train + validation, key=str) == sorted(pairs, key=str) and 5 <= len(validation) <= 10
+    assert not {pair.response for pair in train} & {pair.response for pair in validation}
+    assert [len(side) for side in split_lessons([Pair("a", "r"), Pair("b", "r"), Pair("c", "r")], 0)] == [2, 1]
+    few = split_lessons([Pair("a", "r"), Pair("b", "r"), Pair("c", "s")], 0)
+    assert [len(side) for side in few] == [2, 1]
 
 
 def test_lessons_come_with_a_share_of_replay() -> None:
@@ -101,3 +128,6 @@ def test_an_exported_adapter_carries_the_contract_of_its_base(
         assert export_adapter(adapter, gguf, student, tmp_path / "a.gguf") == (tmp_path / "a.gguf").stat().st_size
         contracts.append(open_gguf(tmp_path / "a.gguf").metadata["cogumi.base_sha256"])
     assert contracts[0] != contracts[1]
+    refuse_other_base("strategy", tmp_path / "a.gguf", quantized_gguf)
+    with pytest.raises(CogumiError, match="the adapter strategy was trained on another base"):
+        refuse_other_base("strategy", tmp_path / "a.gguf", f16_gguf)

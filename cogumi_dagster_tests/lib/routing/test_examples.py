@@ -9,7 +9,12 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation import answers as answers_module
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.routing import examples as module
-from cogumi_dagster.lib.routing.examples import MODIFIER_OF, ROUTED_DOMAINS, collect_examples, held_out_tasks
+from cogumi_dagster.lib.routing.examples import (
+    MODIFIER_OF,
+    ROUTED_DOMAINS,
+    collect_examples,
+    system_tasks,
+)
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
 DRAWN = [Task(domain, "made", "easy", f"{domain} task {n}") for n in range(4) for domain in ("math", "code", "science")]
@@ -23,11 +28,11 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = answers_module.answer_tasks
     monkeypatch.setattr(module, "answer_tasks", lambda *args, **options: real(*args, judge=judge, **options))
-    monkeypatch.setattr(module, "held_out_tasks", lambda count, seed, split: DRAWN)
+    monkeypatch.setattr(module, "router_tasks", lambda count, seed: DRAWN)
 
 
 def test_tasks_are_of_one_split_and_of_all_domains_in_equal_parts() -> None:
-    tasks = held_out_tasks(15, 0, "test")
+    tasks = system_tasks(15, 0)
     counts = Counter(task.domain for task in tasks)
     assert set(counts) == set(ROUTED_DOMAINS)
     assert sorted(counts.values()) == [2] * 6 + [3]
