@@ -82,13 +82,13 @@ def adapter_bytes(shape: ModelShape, config: LoraConfig) -> int:
 
 
 def gguf_adapter_bytes(shape: ModelShape, rank: int) -> int:
-    """A modifier as a GGUF adapter, float32, before packing."""
+    """A modifier as a GGUF adapter, F16, before packing."""
     tensors = {
         f"{gguf_name(name)}.lora_{letter}": side
         for name, sides in adapter_tensors(shape, rank, rank).items()
         for letter, side in zip("ab", sides, strict=True)
     }
-    return _CONTRACT_BYTES + _tensor_table(tensors) + sum(stored_bytes(side, "F32") for side in tensors.values())
+    return _CONTRACT_BYTES + _tensor_table(tensors) + sum(stored_bytes(side, "F16") for side in tensors.values())
 
 
 _CONTRACT_BYTES = 500
