@@ -23,6 +23,8 @@ STARTS = (9, 15)
 LENGTHS = (1, 3)
 LONGER = (7, 10)
 """Meetings of a problem longer than any that a student is trained on."""
+FEW_KINDS = 4
+"""Different meetings in the lessons that repeat some: of ten meetings drawn freely two are repetitions, of six seldom one."""
 
 LETTERS = {hour: chr(ord("a") + hour - STARTS[0]) for hour in range(STARTS[0], STARTS[1] + LENGTHS[1])}
 """Hour 9 is a, 10 is b, ... 17 is i: one token each, where "10" is two and occurs in the problem besides."""
@@ -93,18 +95,19 @@ class Scheduling:
 
     def generate_lessons(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         """``generate_balanced``, where two thirds of HARD have as many meetings as there are, and the trace goes on to
-        one of the last two.
+        one of the last two; half of these repeat meetings.
 
         Most traces of the published kind end by the fourth meeting (171 of 1,500 reach a sixth), and where a student
-        has seldom been, it loses its place in the list.
+        has seldom been, it loses its place in the list: most of all between two equal meetings.
         """
         if difficulty != "hard":
             return self.generate_balanced(count, seed, difficulty)
         most = MEETINGS["hard"][1]
         rng = seeded(self.name, "lessons", "hard", seed)
-        short = self.generate_balanced(count - 2 * count // 3, seed, "hard")
-        long = self._balanced(rng, 2 * count // 3, "hard", (most, most), ROOMS["hard"], reaching=most - 1)
-        tasks = list({task.id: task for task in (*short, *long)}.values())
+        tasks = self.generate_balanced(count - 2 * (count // 3), seed, "hard")
+        for kinds in (0, FEW_KINDS):
+            tasks += self._balanced(rng, count // 3, "hard", (most, most), ROOMS["hard"], most - 1, kinds)
+        tasks = list({task.id: task for task in tasks}.values())
         rng.shuffle(tasks)
         return tasks
 
@@ -124,12 +127,13 @@ class Scheduling:
         meetings: tuple[int, int],
         rooms: tuple[int, int],
         reaching: int = 0,
+        kinds: int = 0,
     ) -> list[Task]:
-        """As many NO as YES, each with at least ``reaching`` meetings in its trace."""
+        """As many NO as YES, each with at least ``reaching`` meetings in its trace, of at most ``kinds`` (0: any)."""
 
         def answering(answer: str) -> Task | None:
             for _ in range(100):
-                task = self._task(*_draw(rng, meetings, rooms), difficulty)
+                task = self._task(*_draw(rng, meetings, rooms, kinds), difficulty)
                 if task.answer == answer and (task.solution or "").count("[") >= reaching:
                     return task
             return None
@@ -152,11 +156,17 @@ class Scheduling:
         )
 
 
-def _draw(rng: Random, count: tuple[int, int], rooms: tuple[int, int]) -> tuple[list[Meeting], int]:
-    meetings = []
-    for _ in range(rng.randint(*count)):
+def _draw(
+    rng: Random, count: tuple[int, int], rooms: tuple[int, int], kinds: int = 0
+) -> tuple[list[Meeting], int]:
+    """Meetings of any kind, or of ``kinds`` kinds, and rooms."""
+
+    def meeting() -> Meeting:
         start = rng.randint(*STARTS)
-        meetings.append((start, start + rng.randint(*LENGTHS)))
+        return start, start + rng.randint(*LENGTHS)
+
+    few = [meeting() for _ in range(kinds)]
+    meetings = [rng.choice(few) if few else meeting() for _ in range(rng.randint(*count))]
     return meetings, rng.randint(*rooms)
 
 
