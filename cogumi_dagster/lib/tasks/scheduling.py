@@ -24,7 +24,7 @@ LENGTHS = (1, 3)
 LONGER = (7, 10)
 """Meetings of a problem longer than any that a student is trained on."""
 FEW_KINDS = 4
-"""Different meetings in the lessons that repeat some: of ten meetings drawn freely two are repetitions, of six seldom one."""
+"""Different meetings in the lessons that repeat some. Of ten drawn freely two are repetitions, of six less than one."""
 
 LETTERS = {hour: chr(ord("a") + hour - STARTS[0]) for hour in range(STARTS[0], STARTS[1] + LENGTHS[1])}
 """Hour 9 is a, 10 is b, ... 17 is i: one token each, where "10" is two and occurs in the problem besides."""
@@ -156,9 +156,7 @@ class Scheduling:
         )
 
 
-def _draw(
-    rng: Random, count: tuple[int, int], rooms: tuple[int, int], kinds: int = 0
-) -> tuple[list[Meeting], int]:
+def _draw(rng: Random, count: tuple[int, int], rooms: tuple[int, int], kinds: int = 0) -> tuple[list[Meeting], int]:
     """Meetings of any kind, or of ``kinds`` kinds, and rooms."""
 
     def meeting() -> Meeting:

@@ -5,7 +5,17 @@ from itertools import product
 import pytest
 
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty
-from cogumi_dagster.lib.tasks.scheduling import LENGTHS, MEETINGS, ROOMS, SCHEDULING, STARTS, is_feasible, peak, trace
+from cogumi_dagster.lib.tasks.scheduling import (
+    FEW_KINDS,
+    LENGTHS,
+    MEETINGS,
+    ROOMS,
+    SCHEDULING,
+    STARTS,
+    is_feasible,
+    peak,
+    trace,
+)
 
 
 def test_trace() -> None:
@@ -38,6 +48,8 @@ def test_lessons_are_balanced_and_most_hard_ones_go_to_the_end_of_the_longest_li
     assert len({task.id for task in tasks}) == 120 and max(len(task.payload["meetings"]) for task in tasks) == 6
     assert [task.answer for task in tasks].count("NO") == 60
     assert len(long) >= 80 and [task.answer for task in long].count("NO") >= 40
+    few = [task for task in long if len({tuple(meeting) for meeting in task.payload["meetings"]}) <= FEW_KINDS]
+    assert len(few) >= 40
     assert SCHEDULING.generate_lessons(30, 0, "medium") == SCHEDULING.generate_balanced(30, 0, "medium")
 
 
