@@ -12,8 +12,9 @@
 all adapters less opening it alone, an adapter. ``switch``: the time of a one-token request after one with another
 adapter, less after one with the same. ``decode``: tokens a second with each adapter and without, in turn, alone and
 in all slots. ``interleaved``: requests with adapters in random order, several at once, each answer against the one that
-the same adapter gave to the same prompt alone; one that differs counts as contamination where its first token's
-log-probability is off by more than rounding and nearer to another adapter's.
+the same adapter gave to the same prompt alone. What batches move by rounding is measured beside it: the same requests,
+as many at once, one adapter after the other. An answer counts as contaminated where its first token's log-probability
+is further off than any of those and nearer to another adapter's.
 """
 
 import argparse
@@ -29,8 +30,6 @@ from cogumi_dagster.lib.inference.llama import LlamaEngine
 from cogumi_dagster.lib.tasks import draw_tasks, families_of
 
 ANSWER_TOKENS = 8
-ROUNDING = 0.1
-"""Nats. What batched decoding moves the log-probability of a first token by."""
 Chat = list[Message]
 
 
@@ -109,27 +108,37 @@ def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequenc
         return engine.chat(chats[place], adapter=name, max_tokens=ANSWER_TOKENS, logprobs=True)
 
     alone = {(name, place): ask((name, place)) for name in names for place in range(len(chats))}
-    told_apart = sum(len({alone[name, place].text for name in names}) > 1 for place in range(len(chats)))
     draw = random.Random(1)
     asked = [(draw.choice(list(names)), draw.randrange(len(chats))) for _ in range(requests)]
     with ThreadPoolExecutor(engine.slots) as pool:
-        answers = list(pool.map(ask, asked))
-    others = rounding = 0
-    furthest = 0.0
-    for (name, place), answer in zip(asked, answers, strict=True):
-        first = answer.logprobs[0]
-        away = {other: abs(first - alone[other, place].logprobs[0]) for other in names}
-        furthest = max(furthest, away[name])
-        if answer.text != alone[name, place].text:
-            foreign = away[name] > ROUNDING and min(away.values()) < away[name]
-            others += foreign
-            rounding += not foreign
-    print(
-        f"| {requests:,} interleaved requests, {len(names)} adapters (the base one), {engine.slots} at once | "
-        f"{others} under another adapter, {rounding} that differ by rounding, "
-        f"{requests - others - rounding:,} equal; first log-probabilities at most {furthest:.3f} from those alone; "
-        f"{told_apart} of {len(chats)} prompts tell adapters apart |"
-    )
+        by_adapter = [[request for request in asked if request[0] == name] for name in names]
+        apart = [
+            (request, answer)
+            for group in by_adapter
+            for request, answer in zip(group, pool.map(ask, group), strict=True)
+        ]
+        mixed = list(zip(asked, pool.map(ask, asked), strict=True))
+
+    def off(request: tuple[str | None, int], answer: Completion, other: str | None) -> float:
+        return abs(answer.logprobs[0] - alone[other, request[1]].logprobs[0])
+
+    rounding = max(off(request, answer, request[0]) for request, answer in apart)
+    for what, answers in (("one adapter after the other", apart), ("interleaved", mixed)):
+        own = [off(request, answer, request[0]) for request, answer in answers]
+        equal = sum(answer.text == alone[request].text for request, answer in answers)
+        foreign = sum(
+            here > rounding and min(off(request, answer, other) for other in names if other != request[0]) < here
+            for here, (request, answer) in zip(own, answers, strict=True)
+        )
+        print(
+            f"| {len(answers):,} requests, {what}, {engine.slots} at once | {equal:,} equal to the same request alone; "
+            f"first log-probability off by {statistics.fmean(own):.4f} on average, at most {max(own):.3f}; "
+            f"{foreign} beyond the first row's and nearer to another adapter's |"
+        )
+    between = [
+        off((name, place), alone[name, place], other) for name, place in alone for other in names if other != name
+    ]
+    print(f"| first log-probability, adapters against each other | {statistics.median(between):.3f} apart (median) |")
 
 
 def turns(base: Path, count: int = 6) -> None:
@@ -194,9 +203,11 @@ def main() -> None:
     switch(engine, names)
     decode(engine, names, chats)
     engine.close()
-    engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512)  # as it serves
-    interleaved(engine, names, prompts(12), arguments.requests)
-    engine.close()
+    for reuse in (True, False):  # as it serves, and with every prompt read anew
+        print("| prompts from the slots' caches | |" if reuse else "| prompts read anew | |")
+        engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512, reuse_prompts=reuse)
+        interleaved(engine, names, prompts(12), arguments.requests)
+        engine.close()
 
 
 if __name__ == "__main__":

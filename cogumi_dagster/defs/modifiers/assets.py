@@ -240,7 +240,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     deps=[packaged_modifier, cascade_examples, domain_failures, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
-    code_version="4",
+    code_version="5",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:
@@ -257,7 +257,7 @@ def modifier_evaluation(step: Step) -> ModifierReport:
             noise_seeds=modifiers.noise_seeds,
             cross_domain_tasks=modifiers.cross_domain_tasks,
             humaneval=step.profile.humaneval_problems,
-            lessons=[Task.from_json(row["task"]) for row in (*_answered(step), *_successes(step))],
+            lessons=[(Task.from_json(row["task"]), row["response"]) for row in (*_answered(step), *_successes(step))],
             seed=step.profile.seed,
             progress=step.progress,
         )

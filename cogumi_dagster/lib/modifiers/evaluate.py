@@ -1,6 +1,6 @@
 """Base against base + modifier on held-out tasks, served: repairs, keeps, the noise floor, and the double gate."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ class NoiseFloor:
 
 @dataclass(frozen=True)
 class CrossRow:
-    """A modifier on a domain that it was not made for. p is McNemar's."""
+    """A modifier on its own held-out tasks, or on a domain that it was not made for. p is McNemar's."""
 
     domain: str
     base: Proportion
@@ -96,7 +96,7 @@ class ModifierReport:
     contaminated_lessons: int = 0
     """Lessons that share words with a problem of HumanEval (see ``decontamination``)."""
     benchmarks: tuple[BenchmarkRow, ...] = ()
-    other_domains: tuple[CrossRow, ...] = ()
+    domains: tuple[CrossRow, ...] = ()
 
 
 def evaluate_modifier(
@@ -108,14 +108,15 @@ def evaluate_modifier(
     noise_seeds: int = 0,
     cross_domain_tasks: int = 0,
     humaneval: int = 0,
-    lessons: Sequence[Task] = (),
+    lessons: Sequence[tuple[Task, str]] = (),
     seed: int,
     progress: Progress = silent,
 ) -> ModifierReport:
     """Answer ``count`` held-out tasks with and without the modifier; write both answers to answers.jsonl.
 
     The base answers them ``noise_seeds`` times more, sampling; both answer ``cross_domain_tasks`` of each other domain,
-    and for code the first ``humaneval`` problems of HumanEval. ``lessons`` are the tasks that it learned from.
+    and for code the first ``humaneval`` problems of HumanEval. ``lessons`` are the tasks that it learned from, with the
+    answer that was taught.
     """
     tasks = held_out_tasks(modifier, count, seed)
     others = {
@@ -131,23 +132,27 @@ def evaluate_modifier(
         out / "answers.jsonl",
         ({"base": b.to_json(), "modified": m.to_json()} for b, m in zip(base, modified, strict=True)),
     )
-    crossed = []
+    held_out = list(zip(base, modified, strict=True))
+    crossed = [
+        _cross(domain, [pair for pair in held_out if pair[0].task.domain == domain])
+        for domain in MODIFIER_DOMAINS[modifier]
+    ]
     for domain, drawn in others.items():
         first = answer_tasks(engine, drawn, progress=part(len(drawn)))
         second = answer_tasks(engine, drawn, adapter=modifier, progress=part(len(drawn)))
-        crossed.append(_cross(domain, first, second))
-    taught = NearDuplicates(lessons)
+        crossed.append(_cross(domain, list(zip(first, second, strict=True))))
+    taught = NearDuplicates([task for task, _ in lessons])
     return replace(
         compare(base, modified, again, split="test"),
-        other_domains=tuple(crossed),
+        domains=tuple(crossed),
         near_lessons=sum(task in taught for task in tasks),
         contaminated_lessons=_contaminated(lessons),
         benchmarks=(_humaneval(engine, modifier, problems, part),) if problems else (),
     )
 
 
-def _contaminated(lessons: Sequence[Task]) -> int:
-    rows = [{"instruction": task.prompt, "response": task.solution or ""} for task in lessons]
+def _contaminated(lessons: Sequence[tuple[Task, str]]) -> int:
+    rows = [{"instruction": task.prompt, "response": answer} for task, answer in lessons]
     return decontaminate(rows, benchmark_prompts())[1].removed if rows else 0
 
 
@@ -189,7 +194,7 @@ def compare(
     base: Sequence[Answered], modified: Sequence[Answered], again: Sequence[Sequence[Answered]] = (), *, split: str
 ) -> ModifierReport:
     """The figures of two lists of answers to the same tasks; ``again`` are the base's re-runs of them."""
-    pairs = _judged(base, modified)
+    pairs = _judged(zip(base, modified, strict=True))
     repaired, broken = _changes(pairs)
     failures = sum(not b.passed for b, _ in pairs)
     successes = len(pairs) - failures
@@ -225,13 +230,9 @@ def compare(
 Pairs = Sequence[tuple[Answered, Answered]]
 
 
-def _judged(base: Sequence[Answered], other: Sequence[Answered]) -> Pairs:
+def _judged(pairs: Iterable[tuple[Answered, Answered]]) -> Pairs:
     """What was run on both sides."""
-    return [
-        (b, o)
-        for b, o in zip(base, other, strict=True)
-        if b.verdict.passed is not None and o.verdict.passed is not None
-    ]
+    return [(b, o) for b, o in pairs if b.verdict.passed is not None and o.verdict.passed is not None]
 
 
 def _changes(pairs: Pairs) -> tuple[int, int]:
@@ -240,7 +241,7 @@ def _changes(pairs: Pairs) -> tuple[int, int]:
 
 
 def _noise(base: Sequence[Answered], again: Sequence[Sequence[Answered]]) -> NoiseFloor:
-    pairs = [pair for run in again for pair in _judged(base, run)]
+    pairs = [pair for run in again for pair in _judged(zip(base, run, strict=True))]
     repaired, broken = _changes(pairs)
     failures = sum(not b.passed for b, _ in pairs)
     runs = len(again)
@@ -252,6 +253,6 @@ def _noise(base: Sequence[Answered], again: Sequence[Sequence[Answered]]) -> Noi
     )
 
 
-def _cross(domain: str, base: Sequence[Answered], modified: Sequence[Answered]) -> CrossRow:
-    pairs = _judged(base, modified)
+def _cross(domain: str, answers: Pairs) -> CrossRow:
+    pairs = _judged(answers)
     return CrossRow(domain, accuracy([b for b, _ in pairs]), accuracy([m for _, m in pairs]), mcnemar(*_changes(pairs)))

@@ -276,11 +276,11 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                     for k, row in public
                 ),
             )  # fmt: skip
-        crossed = [(str(k), row) for k, r in modifiers.items() for row in r.get("other_domains", ())]
+        crossed = [(str(k), row) for k, r in modifiers.items() for row in r.get("domains", ())]
         if crossed:
             yield Table(
-                "Modifiers on other domains",
-                "Fresh tasks (split test) of domains that the modifier was not made for.",
+                "Every modifier on every domain",
+                "Its own held-out tasks, and fresh ones (split test) of the domains that it was not made for.",
                 ("modifier", "domain", "base", "with modifier", "McNemar p"),
                 tuple(
                     (k, row["domain"], proportion(row["base"]), proportion(row["modified"]), number(row["p_value"]))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.evaluation.humaneval import load_problems
 from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers.evaluate import NOISE_TEMPERATURE, compare, evaluate_modifier
@@ -112,8 +113,10 @@ def test_the_base_answers_again_and_other_domains_are_asked(
         progress=lambda done, total, note: seen.append((done, total)),
     )  # fmt: skip
     assert report.noise is not None and report.noise.seeds == 2 and report.noise.repaired.count == 4
-    assert [row.domain for row in report.other_domains] == list(DOMAINS)
-    assert all(row.base.count == row.modified.count <= 2 for row in report.other_domains)
+    own, *others = report.domains
+    assert (own.domain, own.base, own.modified) == ("automation", report.base, report.modified)
+    assert [row.domain for row in others] == list(DOMAINS)
+    assert all(row.base.count == row.modified.count <= 2 for row in others)
     assert seen[-1][0] == seen[-1][1] == len(engine.asked) == 4 * 4 + 2 * 12
 
 
@@ -144,8 +147,17 @@ def test_a_held_out_task_that_was_taught_is_counted(scripted_engine: Callable[..
     engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
     held_out = modifier_tasks("automation", 6, 5 + 1, "test")
     for lessons, near in ((held_out[:2], 2), (training_tasks("automation", 20, 5, held_out), 0)):
-        report = evaluate_modifier(engine, "automation", tmp_path, count=6, lessons=lessons, seed=5)
-        assert report.near_lessons == near
+        taught = [(task, task.solution or "") for task in lessons]
+        report = evaluate_modifier(engine, "automation", tmp_path, count=6, lessons=taught, seed=5)
+        assert report.near_lessons == near and report.contaminated_lessons == 0
+
+
+def test_a_taught_answer_of_a_public_benchmark_is_counted(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
+    engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
+    (task,) = training_tasks("automation", 1, 5, [])
+    lessons = [(task, load_problems(1).problems[0].prompt), (task, "a plain answer")]
+    report = evaluate_modifier(engine, "automation", tmp_path, count=2, lessons=lessons, seed=5)
+    assert report.contaminated_lessons == 1
 
 
 def test_one_broken_answer_of_many_is_no_regression() -> None:

@@ -197,7 +197,7 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
     for title in (
         "Strategy journal: scheduling",
         "Strategy: scheduling, costs",
-        "Modifiers on other domains",
+        "Every modifier on every domain",
         "Modifiers, packed",
     ):
         assert f"<h2>{title}</h2>" in page
