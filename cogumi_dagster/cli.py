@@ -37,6 +37,16 @@ ProfileOption = Annotated[
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+SelectOption = Annotated[
+    Optional[list[str]],  # noqa: UP045 (typer reads it)
+    typer.Option(
+        help="Assets to materialize, separated by commas; else all. +NAME: with all upstream, NAME+: downstream."
+    ),
+]
+PartitionOption = Annotated[
+    str,
+    typer.Option(help="Only this partition: a domain, a modifier (code and reasoning are both), or a strategy."),
+]
 CalibrationOption = Annotated[
     Optional[Path],  # noqa: UP045 (typer reads it)
     typer.Option(help="Questions with answers, as for curate; packaged tasks when left out."),
@@ -61,25 +71,21 @@ def _profile(name: str | None) -> str:
     return str(profile_path(name))
 
 
+def _names(select: list[str] | None) -> list[str]:
+    return [name for part in select or () for name in part.split(",") if name]
+
+
 @app.command(rich_help_panel=GRAPH)
 def run(
     profile: ProfileOption = None,
-    select: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Assets to materialize, separated by commas; else all. +NAME: with all upstream, NAME+: downstream."
-        ),
-    ] = None,
-    partition: Annotated[
-        str,
-        typer.Option(help="Only this partition: a domain, a modifier (code and reasoning are both), or a strategy."),
-    ] = "",
+    select: SelectOption = None,
+    partition: PartitionOption = "",
 ) -> None:
     """Materialize what is not up to date: everything, or some assets. Run again after a kill: it continues."""
     _profile(profile)
     from cogumi_dagster.commands.graph import run_graph
 
-    raise typer.Exit(run_graph([name for part in select or () for name in part.split(",") if name], partition or None))
+    raise typer.Exit(run_graph(_names(select), partition or None))
 
 
 @app.command(rich_help_panel=GRAPH)
@@ -105,14 +111,18 @@ def plan(
         typer.Option(help="Which students and types fit, such as 520MB, and what cannot and why."),
     ] = None,
     profile: ProfileOption = None,
+    select: SelectOption = None,
+    partition: PartitionOption = "",
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a run would make and why, and how long that took last time.
+    """Say what a run (of all, or with the same --select and --partition) would make and why, and how long that took.
 
     With --student or --budget: what a student becomes and costs, and what fits, from its shapes alone.
     """
     if what not in ("", "dataset"):
         raise CogumiError(f"there is no plan of {what!r}", "cogumi plan, or cogumi plan dataset")
+    if (select or partition) and (what or student is not None or budget is not None):
+        raise CogumiError("--select and --partition are for the plan of a run", "leave one of them out")
     if student is not None or budget is not None:
         if what:
             raise CogumiError(f"a plan of {what!r} takes no --student or --budget", "leave one of them out")
@@ -128,7 +138,7 @@ def plan(
         return
     from cogumi_dagster.commands.graph import show_plan
 
-    show_plan(as_json)
+    show_plan(as_json, _names(select), partition or None)
 
 
 @app.command(rich_help_panel=GRAPH)

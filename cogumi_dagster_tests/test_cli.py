@@ -158,6 +158,12 @@ def test_plan_says_what_would_be_made(cogumi: Cogumi, tmp_path: Path) -> None:
     assert f"{len(rows)} of {len(rows)} artifacts to make" in said.out
     assert "source_examples[math]  " in said.out
     assert (tmp_path / ".dagster_home" / "dagster.yaml").read_bytes() == (ROOT / "dagster.yaml").read_bytes()
+    part = json.loads(
+        cogumi("plan", "-p", "tiny", "--select", "curated_examples+", "--partition", "math", "--json").out
+    )
+    asked = {row["asset"]: row["partition"] for row in part if row["reason"]}
+    assert asked == {"curated_examples": "math"}
+    refused(cogumi("plan", "dataset", "-p", "tiny", "--select", "gguf_model"), "for the plan of a run", "leave one")
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,10 @@ def run_demo() -> int:
     return 0
 
 
-def show_plan(as_json: bool) -> None:
-    """What would be made and why."""
+def show_plan(as_json: bool, select: Sequence[str] = (), partition: str | None = None) -> None:
+    """What a run would make and why."""
     _, settings, store = _open()
-    nodes = plan(settings, store)
+    nodes = plan(settings, store, select, partition)
     if as_json:
         rows = [{"asset": n.asset, "partition": n.partition, "reason": n.reason, "seconds": n.seconds} for n in nodes]
         print(json.dumps(rows, indent=1))
