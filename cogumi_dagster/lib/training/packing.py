@@ -18,6 +18,7 @@ from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import Encoded
+from cogumi_dagster.lib.training.fused_loss import head_loss, is_frozen
 
 PACKED_ATTENTION = "packed"
 """The name under which ``packed_attention`` is known to transformers."""
@@ -30,6 +31,9 @@ SHARED_AT_LEAST = 8
 ROW_MULTIPLE = 128
 """Tokens. Rows of a few sizes instead of a thousand let each step reuse the memory of the last: a fifth more tokens a
 second on a CPU, for at most 127 tokens a row that nobody reads."""
+ATTENTION_MULTIPLE = 32
+"""Tokens, of an example in attention on a CPU: oneDNN keeps half a megabyte of code for each size of a product, for
+good. Lengths as they come cost a training of 135M parameters 20 MB a step, and what lay between them 50 more."""
 
 
 @dataclass(frozen=True)
@@ -131,14 +135,23 @@ def answer_losses(model: Any, packed: Packed) -> Any:
     """Sum of the cross-entropy over the supervised tokens."""
     import torch
 
-    logits = answer_logits(model, packed)
-    return torch.nn.functional.cross_entropy(logits, packed.targets.to(logits.device), reduction="sum")
+    head, hidden = _predicting_states(model, packed)
+    targets = packed.targets.to(hidden.device)
+    if is_frozen(head):
+        return head_loss()(hidden, head.weight, targets)
+    return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
 
 def answer_logits(model: Any, packed: Packed) -> Any:
-    """Logits (supervised, vocabulary) of a packed row, in float32.
+    """Logits (supervised, vocabulary) of a packed row, in float32."""
+    head, hidden = _predicting_states(model, packed)
+    return head(hidden).float()
 
-    They are computed where a token is supervised only: with a vocabulary of 49,152 and a hidden size of 576 they
+
+def _predicting_states(model: Any, packed: Packed) -> tuple[Any, Any]:
+    """The output layer, and what it reads: the hidden states (supervised, size) of a packed row.
+
+    Logits are computed where a token is supervised only: with a vocabulary of 49,152 and a hidden size of 576 they
     would otherwise be half of the work.
     """
     import torch
@@ -158,7 +171,7 @@ def answer_logits(model: Any, packed: Packed) -> Any:
         bounds=packed.bounds,
         shared=packed.shared,
     ).last_hidden_state
-    return causal.lm_head(hidden[0, packed.predicting.to(device)]).float()
+    return causal.lm_head, hidden[0, packed.predicting.to(device)]
 
 
 def packed_attention(
@@ -207,7 +220,11 @@ def _attention(query: Any, key: Any, value: Any, scaling: float, dropout: float)
     """
     import torch
 
-    rows, heads, tokens, _ = query.shape
+    tokens = query.shape[2]
+    if query.device.type == "cpu" and (filling := -tokens % ATTENTION_MULTIPLE):  # later tokens, that none looks at
+        sides = (torch.nn.functional.pad(side, (0, 0, 0, filling)) for side in (query, key, value))
+        return _attention(*sides, scaling, dropout)[:, :, :tokens]
+    rows, heads, *_ = query.shape
     short = rows == 1 and tokens <= KEEPS_SCORES
     # under autocast queries and keys are float32, rotated by float32 angles
     if query.device.type != "cpu" or value.dtype is not torch.bfloat16 or not short or dropout:

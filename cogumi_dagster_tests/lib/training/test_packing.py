@@ -1,6 +1,7 @@
 """Packed rows: the same loss as each example alone, nothing lost, nothing seen that is not one's own."""
 
 import random
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import Batch, Encoded, Pair, collate, encode_pairs
+from cogumi_dagster.lib.training.fused_loss import BLOCK, head_loss, is_frozen
 from cogumi_dagster.lib.training.lora import load_base
 from cogumi_dagster.lib.training.packing import (
     KEEPS_SCORES,
@@ -112,6 +114,49 @@ def test_short_examples_in_bfloat16_are_as_exact_as_the_kernel_s(length: int) ->
     for side, true in zip(sides, exact, strict=True):
         assert side.grad is not None and true.grad is not None
         assert (side.grad - true.grad).norm() < 0.01 * true.grad.norm()
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 32, BLOCK, 2 * BLOCK + 33])
+def test_the_output_layer_s_loss_and_gradient_are_torch_s(tokens: int) -> None:
+    import torch
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=False).requires_grad_(False)
+    targets = torch.randint(50, (tokens,))
+    one, other = (torch.randn(tokens, 8, generator=torch.Generator().manual_seed(1)).requires_grad_() for _ in "ab")
+    ours = head_loss()(one, head.weight, targets)
+    theirs = torch.nn.functional.cross_entropy(head(other), targets, reduction="sum")
+    torch.testing.assert_close(ours, theirs)
+    for loss in (ours, theirs):
+        (loss / 3).backward()
+    torch.testing.assert_close(one.grad, other.grad)
+    with torch.no_grad():
+        torch.testing.assert_close(head_loss()(one, head.weight, targets), theirs)
+    assert is_frozen(head) and not is_frozen(torch.nn.Linear(8, 50, bias=False))
+
+
+def test_rows_of_other_lengths_multiply_matrices_of_the_same_sizes(student: Path) -> None:
+    """oneDNN keeps code for each size that it has met: a training on every length there is grew until it was ended."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if any(name in str(func) for name in ("mm", "scaled_dot_product")):
+                seen.add((str(func), *(tuple(a.shape) for a in args if hasattr(a, "shape"))))
+            return func(*args, **(kwargs or {}))
+
+    model = load_base(student, four_bit=False, device="cpu")[0].bfloat16()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    model.model.layers[0].self_attn.k_proj.weight.requires_grad_(True)
+    found = []
+    for lengths in ([40, 50], [33, 64], [61, 37]):
+        seen: set[Any] = set()
+        row = pack([replace(item, answer_start=9 + item.index) for item in items(lengths)], share=True)
+        with Sizes():
+            answer_losses(model, row).backward()
+        found.append(seen)
+    assert len(found[0]) > 5 and found[0] == found[1] == found[2]
 
 
 def test_only_a_beginning_that_all_have_and_no_answer_is_shared() -> None:
