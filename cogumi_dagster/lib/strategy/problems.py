@@ -182,7 +182,8 @@ _SINGLE = (
             "",
             "Replace each input by its bit, then work out gate after gate.",
             "Take the gates in their order. Write each with its inputs, then with their bits (not A is 1 where A "
-            "is 0), then its bit. Then write the output gate with these bits, and its bit. "
+            "is 0), then its bit; of an xor of more than two bits, first the xor of the first two and the rest, again "
+            "and again. Then write the output gate with these bits, and its bit. "
             "Example: A=0, B=1, gate and(A, not B), output or: and(A, not B) = and(0, 0) = 0, or(0) = 0.",
         ),
         classes=("0", "1"),

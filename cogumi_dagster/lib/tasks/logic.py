@@ -18,6 +18,17 @@ def _value(gate: str, bits: list[int]) -> int:
     return int(truth[gate])
 
 
+def _worked_gate(gate: str, bits: list[int]) -> str:
+    """``and(1, 0) = 0``. An exclusive or of more bits goes two by two, ``xor(1, 1, 1) = xor(0, 1) = 1``: a parity is what
+    a small model cannot see at a glance."""
+    steps = [bits]
+    while gate == "xor" and len(steps[-1]) > 2:
+        first, second, *rest = steps[-1]
+        steps.append([first ^ second, *rest])
+    written = [f"{gate}({', '.join(map(str, step))})" for step in steps]
+    return " = ".join([*written, str(_value(gate, bits))])
+
+
 def _ask_circuit(entry: Entry) -> str:
     facts = entry["metadata"]
     inputs = ", ".join(f"{name}={bit}" for name, bit in facts["assignments"].items())
@@ -34,10 +45,10 @@ def _work_circuit(entry: Entry, _: Difficulty) -> Worked:
     for gate, names in map(_gate, facts["term_strings"]):
         bits = [facts["assignments"][name[-1]] ^ name.startswith("not ") for name in names]
         outputs.append(_value(gate, bits))
-        lines.append(f"{gate}({', '.join(names)}) = {gate}({', '.join(map(str, bits))}) = {outputs[-1]}")
+        lines.append(f"{gate}({', '.join(names)}) = {_worked_gate(gate, bits)}")
     final = facts["final_gate"].lower()
     answer = _value(final, outputs)
-    lines.append(f"{final}({', '.join(map(str, outputs))}) = {answer}")
+    lines.append(_worked_gate(final, outputs))
     return "\n".join(lines), str(answer)
 
 
@@ -77,7 +88,7 @@ CIRCUIT = GymFamily(
         "medium": {"min_terms": 3, "max_terms": 3, "min_inputs": 2, "max_inputs": 3},
         "hard": {"min_terms": 4, "max_terms": 5, "min_inputs": 2, "max_inputs": 4},
     },
-    _ask_circuit, _work_circuit, final_text, facts=(), max_tokens=192,
+    _ask_circuit, _work_circuit, final_text, facts=(), max_tokens=256, version="2",
 )  # fmt: skip
 COURSES = GymFamily(
     "course_schedule", "reasoning", "course_schedule",

@@ -98,3 +98,23 @@ def test_unknown_names_are_told_the_nearest() -> None:
 
 def test_rows_of_files_have_no_verifier() -> None:
     assert verify(Task("math", "file", "easy", "p"), "anything").passed is None
+
+
+def test_every_gate_of_a_circuit_is_worked_out_and_no_parity_is_seen_at_a_glance() -> None:
+    truth = {
+        "and": all,
+        "nand": lambda b: not all(b),
+        "or": any,
+        "nor": lambda b: not any(b),
+        "xor": lambda b: sum(b) % 2,
+    }
+    glances = set()
+    for task in get_family("circuit_logic").generate(60, 0, "hard"):
+        *lines, last = str(task.solution).splitlines()
+        for line in lines:
+            *sides, value = line.split(" = ")
+            worked = [(side.split("(")[0], [int(bit) for bit in re.findall(r"\b[01]\b", side)]) for side in sides]
+            assert all(int(truth[gate](bits)) == int(value) for gate, bits in worked if bits), line
+            glances.add((worked[-1][0], len(worked[-1][1])))
+        assert last == f"Answer: {task.answer}" and lines[-1].endswith(f"= {task.answer}")
+    assert {size for gate, size in glances if gate == "xor"} == {2} and max(size for _, size in glances) >= 4
