@@ -19,8 +19,8 @@ def _value(gate: str, bits: list[int]) -> int:
 
 
 def _worked_gate(gate: str, bits: list[int]) -> str:
-    """``and(1, 0) = 0``. An exclusive or of more bits goes two by two, ``xor(1, 1, 1) = xor(0, 1) = 1``: a parity is what
-    a small model cannot see at a glance."""
+    """``and(1, 0) = 0``. An exclusive or of more bits goes two by two, ``xor(1, 1, 1) = xor(0, 1) = 1``: a parity is
+    what a small model cannot see at a glance."""
     steps = [bits]
     while gate == "xor" and len(steps[-1]) > 2:
         first, second, *rest = steps[-1]

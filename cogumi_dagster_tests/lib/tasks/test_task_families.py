@@ -1,6 +1,8 @@
 """Every family: distinct, deterministic, solved by its own solution, and proof against any text."""
 
 import json
+import re
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -101,13 +103,9 @@ def test_rows_of_files_have_no_verifier() -> None:
 
 
 def test_every_gate_of_a_circuit_is_worked_out_and_no_parity_is_seen_at_a_glance() -> None:
-    truth = {
-        "and": all,
-        "nand": lambda b: not all(b),
-        "or": any,
-        "nor": lambda b: not any(b),
-        "xor": lambda b: sum(b) % 2,
-    }
+    truth: dict[str, Callable[[Sequence[int]], object]] = {
+        "and": all, "or": any, "nand": lambda b: not all(b), "nor": lambda b: not any(b), "xor": lambda b: sum(b) % 2,
+    }  # fmt: skip
     glances = set()
     for task in get_family("circuit_logic").generate(60, 0, "hard"):
         *lines, last = str(task.solution).splitlines()
