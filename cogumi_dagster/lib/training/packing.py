@@ -222,8 +222,8 @@ def _attention(query: Any, key: Any, value: Any, scaling: float, dropout: float)
 
     tokens = query.shape[2]
     if query.device.type == "cpu" and (filling := -tokens % ATTENTION_MULTIPLE):  # later tokens, that none looks at
-        sides = (torch.nn.functional.pad(side, (0, 0, 0, filling)) for side in (query, key, value))
-        return _attention(*sides, scaling, dropout)[:, :, :tokens]
+        query, key, value = (torch.nn.functional.pad(side, (0, 0, 0, filling)) for side in (query, key, value))
+        return _attention(query, key, value, scaling, dropout)[:, :, :tokens]
     rows, heads, *_ = query.shape
     short = rows == 1 and tokens <= KEEPS_SCORES
     # under autocast queries and keys are float32, rotated by float32 angles
