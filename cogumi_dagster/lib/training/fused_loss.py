@@ -3,15 +3,18 @@
 The logits of a row are the largest tensors of a step (1,000 supervised tokens of a vocabulary of 49,152: 0.2 GB in
 float32, three times over), and no two rows have as many, so that freed memory never fits again: a training grew past
 14 GB in 120 steps. Here the gradient is taken while a block of logits is there, and blocks are of few sizes.
+
+torch's own ``linear_cross_entropy`` in chunks is as fast and its gradient as exact, but its loss has the precision of
+the hidden states: in bfloat16 the sum of 1,120 tokens was off by 18 to 46 nats, and losses are reported and compared.
 """
 
 from functools import cache
 from typing import Any
 
+from cogumi_dagster.lib.training.memory import PRODUCT_MULTIPLE
+
 BLOCK = 256
 """Tokens: the matrix products are at full speed, and the logits are 50 MB."""
-MULTIPLE = 32
-"""Tokens, of the last block: it is filled up, since oneDNN keeps code for each size (see ``packing``)."""
 
 
 @cache
@@ -25,7 +28,7 @@ def head_loss() -> Any:
     class HeadLoss(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, hidden: Any, weight: Any, targets: Any) -> Any:
-            tokens, filling = len(hidden), -len(hidden) % MULTIPLE
+            tokens, filling = len(hidden), -len(hidden) % PRODUCT_MULTIPLE
             hidden = torch.nn.functional.pad(hidden, (0, 0, 0, filling))
             targets = torch.nn.functional.pad(targets, (0, filling))
             total = torch.zeros((), dtype=torch.float32, device=hidden.device)
@@ -55,8 +58,9 @@ def head_loss() -> Any:
     return HeadLoss.apply
 
 
-def is_frozen(head: Any) -> bool:
-    """Whether an output layer is a plain one that is not trained."""
+def is_plain(head: Any, hidden: Any) -> bool:
+    """Whether an output layer is a plain one that is not trained, of the precision of what it reads."""
     import torch
 
-    return type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad
+    plain = type(head) is torch.nn.Linear and head.bias is None and not head.weight.requires_grad
+    return plain and head.weight.dtype == hidden.dtype and not torch.is_autocast_enabled(hidden.device.type)

@@ -37,8 +37,7 @@ log = logging.getLogger(__name__)
 
 STATE = "state.pt"
 GIVEN_BACK_EVERY = 10
-"""Steps after which memory that is free is given back. Sizes come again (``ROW_MULTIPLE``), but not all of them: in 40
-steps a training of 135M parameters grew from 4.5 to 7.8 GB, and on."""
+"""Steps after which memory that is free is given back, for what still comes in other sizes."""
 
 
 def evaluation_loss(model: Any, encoded: Sequence[Encoded], row_tokens: int, workers: Workers | None = None) -> float:

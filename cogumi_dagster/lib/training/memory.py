@@ -10,6 +10,10 @@ CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 TRIM_THRESHOLD, MMAP_MAX = 128 * 1024, 65536
 """Of ``malloc.h``: the options' numbers and their defaults."""
+PRODUCT_MULTIPLE = 32
+"""Tokens to which examples in attention, and the supervised ones, are filled: oneDNN keeps half a megabyte of code for
+each size of a product, for good. Lengths as they come cost a training of 135M parameters 20 MB a step, and what lay
+between them 50 more."""
 UNPACKED_SHARE = 0.25
 """NF4 weights are unpacked for good where they take at most this share of the memory."""
 
@@ -36,8 +40,8 @@ def reused_memory() -> Iterator[Callable[[], None]]:
     """Inside, this process reuses what it frees instead of giving it back until told to; glibc only.
 
     A training step frees and takes large tensors again and again. By default each is mapped anew, and writing its
-    pages for the first time cost a third of a step. But no two steps take the same sizes: the gaps that are left
-    between them grow, so the yielded function, which gives them back, is to be called every few steps.
+    pages for the first time cost a third of a step. Where steps take other sizes, the gaps that are left between them
+    grow, so the yielded function, which gives them back, is to be called every few steps.
     """
     try:
         libc = ctypes.CDLL(None)

@@ -18,7 +18,8 @@ from typing import Any
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import Encoded
-from cogumi_dagster.lib.training.fused_loss import head_loss, is_frozen
+from cogumi_dagster.lib.training.fused_loss import head_loss, is_plain
+from cogumi_dagster.lib.training.memory import PRODUCT_MULTIPLE
 
 PACKED_ATTENTION = "packed"
 """The name under which ``packed_attention`` is known to transformers."""
@@ -31,9 +32,6 @@ SHARED_AT_LEAST = 8
 ROW_MULTIPLE = 128
 """Tokens. Rows of a few sizes instead of a thousand let each step reuse the memory of the last: a fifth more tokens a
 second on a CPU, for at most 127 tokens a row that nobody reads."""
-ATTENTION_MULTIPLE = 32
-"""Tokens, of an example in attention on a CPU: oneDNN keeps half a megabyte of code for each size of a product, for
-good. Lengths as they come cost a training of 135M parameters 20 MB a step, and what lay between them 50 more."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def answer_losses(model: Any, packed: Packed) -> Any:
 
     head, hidden = _predicting_states(model, packed)
     targets = packed.targets.to(hidden.device)
-    if is_frozen(head):
+    if is_plain(head, hidden):
         return head_loss()(hidden, head.weight, targets)
     return torch.nn.functional.cross_entropy(head(hidden).float(), targets, reduction="sum")
 
@@ -221,7 +219,7 @@ def _attention(query: Any, key: Any, value: Any, scaling: float, dropout: float)
     import torch
 
     tokens = query.shape[2]
-    if query.device.type == "cpu" and (filling := -tokens % ATTENTION_MULTIPLE):  # later tokens, that none looks at
+    if query.device.type == "cpu" and (filling := -tokens % PRODUCT_MULTIPLE):  # later tokens, that none looks at
         query, key, value = (torch.nn.functional.pad(side, (0, 0, 0, filling)) for side in (query, key, value))
         return _attention(query, key, value, scaling, dropout)[:, :, :tokens]
     rows, heads, *_ = query.shape

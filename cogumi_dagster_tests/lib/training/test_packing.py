@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.training.batches import Batch, Encoded, Pair, collate, encode_pairs
-from cogumi_dagster.lib.training.fused_loss import BLOCK, head_loss, is_frozen
+from cogumi_dagster.lib.training.fused_loss import BLOCK, head_loss, is_plain
 from cogumi_dagster.lib.training.lora import load_base
 from cogumi_dagster.lib.training.packing import (
     KEEPS_SCORES,
@@ -132,7 +132,8 @@ def test_the_output_layer_s_loss_and_gradient_are_torch_s(tokens: int) -> None:
     torch.testing.assert_close(one.grad, other.grad)
     with torch.no_grad():
         torch.testing.assert_close(head_loss()(one, head.weight, targets), theirs)
-    assert is_frozen(head) and not is_frozen(torch.nn.Linear(8, 50, bias=False))
+    assert is_plain(head, one)
+    assert not is_plain(head, one.bfloat16()) and not is_plain(torch.nn.Linear(8, 50, bias=False), one)
 
 
 def test_rows_of_other_lengths_multiply_matrices_of_the_same_sizes(student: Path) -> None:
