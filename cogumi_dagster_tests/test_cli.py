@@ -148,6 +148,8 @@ def test_an_unknown_asset_or_partition_brings_the_nearest(cogumi: Cogumi) -> Non
     refused(said, "there is no asset 'student_modl'", "did you mean 'student_model'?")
     said = cogumi("run", "-p", "tiny", "--select", "source_examples", "--partition", "maths")
     refused(said, "there is no partition 'maths' of source_examples", "did you mean 'math'?")
+    said = cogumi("plan", "-p", "tiny", "--partition", "circuit_logik")
+    refused(said, "there is no partition 'circuit_logik' of any asset", "did you mean 'circuit_logic'?")
 
 
 def test_plan_says_what_would_be_made(cogumi: Cogumi, tmp_path: Path) -> None:

@@ -154,8 +154,10 @@ def _chosen(
     if partition is not None:
         known = {key for _, key in slots if key is not None}
         if partition not in known:
+            defined = [specs[name].partitions_def for name in named or specs]
+            offered = {key for one in defined if one is not None for key in one.get_partition_keys()}
             raise CogumiError(
-                f"there is no partition {partition!r} of {', '.join(named) or 'any asset'}", nearest(partition, known)
+                f"there is no partition {partition!r} of {', '.join(named) or 'any asset'}", nearest(partition, offered)
             )
         slots = {(name, key) for name, key in slots if key == partition or (key is None and name in named)}
     found = set(slots)
