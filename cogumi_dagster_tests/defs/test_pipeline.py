@@ -295,7 +295,12 @@ def test_what_is_up_to_date_is_not_made_because_it_was_asked_for(full: Store) ->
     [
         (["gguf_modell"], None, "there is no asset 'gguf_modell'", "did you mean 'gguf_model'?"),
         (["source_examples"], "maths", "there is no partition 'maths' of source_examples", "did you mean 'math'?"),
-        ([], "strategyy", "there is no partition 'strategyy' of any asset", "known: automation, code, "),
+        (
+            [],
+            "strategyy",
+            "there is no partition 'strategyy' of any asset",
+            "known: all, automation, chain_sum, circuit_logic, code, ",
+        ),
         (["student_model"], "math", "there is no partition 'math' of student_model", "known: none"),
         (["teacher_data"], None, "there is no asset 'teacher_data'", "did you mean 'teacher_"),
     ],
