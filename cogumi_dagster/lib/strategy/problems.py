@@ -207,7 +207,13 @@ _SINGLE = (
         strategies=(
             "",
             "Add the terms one after the other.",
-            "Write the running total after each term: 12 + 30 - 5 gives 12 + 30 = 42, 42 - 5 = 37, Answer: 37.",
+            "Write behind plus what is added, behind minus what is taken away, and add up each of the two, digit by "
+            "digit from the right: both digits and the 1 that is carried, their sum, and the digits so far. Then write "
+            "the two totals with as many digits, and the nines of the second: 9 less each of its digits. Add these to "
+            "the first total. If the sum has a digit more, it is over: strike the 1 in front and add 1. If not, it is "
+            "under: the nines of the sum, with a minus, are the answer. Example: 57 - 12 + 68: plus 57 68; 57+68: "
+            "7+8=15 5, 5+6+1=12 125; minus 12; 125 - 012, nines 987; 125+987: 5+7=12 2, 2+8+1=11 12, 1+9+1=11 1112; "
+            "over 112; 112+1: 2+1=3 3, 1+0=1 13, 1+0=1 113; Answer: 113.",
         ),
         suites=(Suite("fresh", 300, fresh("chain_sum"), {"accuracy": 0.95}),),
     ),

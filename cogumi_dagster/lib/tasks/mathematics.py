@@ -2,6 +2,7 @@
 
 import math
 import re
+from itertools import accumulate, zip_longest
 
 from cogumi_dagster.lib.tasks.answers import stated_answer
 from cogumi_dagster.lib.tasks.base import Difficulty
@@ -11,17 +12,56 @@ _END = 'end with a line "Answer: <number>".'
 
 
 def _ask_sum(entry: Entry) -> str:
-    return f"Calculate {entry['metadata']['expression']}.\nWrite the running total after each term, then {_END}"
+    return (
+        f"Calculate {entry['metadata']['expression']}.\nAdd up what is added and what is taken away, digit by digit, "
+        f"take the second from the first by its complement to nines, then {_END}"
+    )
 
 
 def _work_sum(entry: Entry, _: Difficulty) -> Worked:
-    first, *rest = entry["metadata"]["expression"].split()
-    total, steps = int(first), []
-    for sign, text in zip(rest[::2], rest[1::2], strict=True):
-        after = total + int(text) if sign == "+" else total - int(text)
-        steps.append(f"{total} {sign} {text} = {after}")
-        total = after
-    return "\n".join(steps), str(total)
+    """What is added and what is taken away are summed up apart, and their difference is one more sum: no total is
+    negative, nothing is compared or lent, and each digit follows from digits that stand before it."""
+    terms = entry["metadata"]["expression"].split()
+    signs = ["+", *terms[1::2]]
+    lines, totals = [], []
+    for name, sign in (("plus", "+"), ("minus", "-")):
+        side = [int(term) for term, given in zip(terms[::2], signs, strict=True) if given == sign]
+        if side:
+            lines.append(f"{name} {' '.join(map(str, side))}")
+        lines += [_columns(str(before), str(term)) for before, term in zip(accumulate(side), side[1:], strict=False)]
+        totals.append(sum(side))
+    if "-" in signs:
+        lines += _difference(*totals)
+    return "\n".join(lines), str(totals[0] - totals[1])
+
+
+def _difference(left: int, right: int) -> list[str]:
+    """By the complement to nines: where the sum has a digit more, that digit comes back as 1 at the end; where it has
+    not, the difference is negative, or zero, and the complement of the sum."""
+    width = len(str(max(left, right)))
+    upper, lower = (str(number).zfill(width) for number in (left, right))
+    lines = [f"{upper} - {lower}, nines {_nines(lower)}", _columns(upper, _nines(lower))]
+    if left > right:
+        over = str(int(upper) + int(_nines(lower)))[1:]
+        return [*lines, f"over {over}", _columns(over, "1")]
+    return [*lines, f"under {str(right - left).zfill(width)}"]
+
+
+def _nines(digits: str) -> str:
+    return "".join(str(9 - int(digit)) for digit in digits)
+
+
+def _columns(left: str, right: str) -> str:
+    """``57+68: 7+8=15 5, 5+6+1=12 125``: each column from the right with the 1 that is carried, and the digits so
+    far."""
+    columns = list(zip_longest(*(map(int, reversed(number)) for number in (left, right)), fillvalue=0))
+    carried, digits, steps = 0, "", []
+    for place, (upper, lower) in enumerate(columns, 1):
+        value = upper + lower + carried
+        digits = f"{value if place == len(columns) else value % 10}{digits}"
+        steps.append(f"{upper}+{lower}{'+1' * carried}={value} {digits}")
+        carried = value // 10
+    return f"{left}+{right}: {', '.join(steps)}"
 
 
 def _ask_product(entry: Entry) -> str:
@@ -189,7 +229,7 @@ CHAIN_SUM = GymFamily(
         "medium": {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
         "hard": {"min_terms": 4, "max_terms": 6, "min_digits": 2, "max_digits": 3},
     },
-    _ask_sum, _work_sum, max_tokens=128,
+    _ask_sum, _work_sum, max_tokens=448, version="2",
 )  # fmt: skip
 PRODUCTS = GymFamily(
     "products", "math", "products",

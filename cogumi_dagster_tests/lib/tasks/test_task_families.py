@@ -116,3 +116,29 @@ def test_every_gate_of_a_circuit_is_worked_out_and_no_parity_is_seen_at_a_glance
             glances.add((worked[-1][0], len(worked[-1][1])))
         assert last == f"Answer: {task.answer}" and lines[-1].endswith(f"= {task.answer}")
     assert {size for gate, size in glances if gate == "xor"} == {2} and max(size for _, size in glances) >= 4
+
+
+@pytest.mark.parametrize("difficulty", DIFFICULTIES)
+def test_a_sum_is_worked_out_column_by_column(difficulty: Difficulty) -> None:
+    for task in get_family("chain_sum").generate(60, 0, difficulty):
+        expression = task.prompt.splitlines()[0].removeprefix("Calculate ").removesuffix(".")
+        totals = {"plus": 0, "minus": 0}
+        for line in str(task.solution).splitlines()[:-1]:
+            name, *numbers = line.split()
+            if name in totals:
+                totals[name] = sum(map(int, numbers))
+            elif ":" in line:
+                whole, columns = line.split(": ")
+                digits = ""
+                for column in columns.split(", "):
+                    equation, digits = column.split()
+                    sides, value = equation.split("=")
+                    assert eval(sides) == int(value) and digits.startswith((value, value[-1]))
+                    assert len(re.findall(r"\d", sides)) <= 3, "one digit of each number and the one that is carried"
+                assert sum(int(number) for number in whole.split("+")) == int(digits)
+            elif "nines" in line:
+                upper, lower, nines = re.fullmatch(r"(\d+) - (\d+), nines (\d+)", line).groups()  # type: ignore[union-attr]
+                assert len(upper) == len(lower) and {int(a) + int(b) for a, b in zip(lower, nines, strict=True)} == {9}
+            else:
+                assert (name == "over") == (totals["plus"] > totals["minus"])
+        assert totals["plus"] - totals["minus"] == eval(expression) == int(str(task.answer))
