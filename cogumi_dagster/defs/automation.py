@@ -36,7 +36,7 @@ benchmark_job = dg.define_asset_job(
     "benchmark_job",
     selection=dg.AssetSelection.assets("compression_frontier", "system_evaluation", "model_card"),
     tags=HEAVY,
-    description="Run the benchmarks of the served system again, and the report.",
+    description="The benchmarks of the served system and the report, where they are not up to date.",
 )
 dataset_chain_job = dg.define_asset_job(
     "teacher_data_changed_job",

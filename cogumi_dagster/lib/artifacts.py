@@ -209,13 +209,15 @@ class ArtifactStore:
         return sorted(refs, key=lambda ref: ref.manifest.created)
 
     def verify(self) -> Iterator[VerifyRow]:
-        """Re-hash every present version."""
+        """Re-hash every present version that is on this machine; one that only the object store has is left out."""
         for pointer in sorted(self.root.glob(f"*/*/{CURRENT}")):
             asset, name = pointer.parent.parent.name, pointer.parent.name
             version = json.loads(pointer.read_text())["data_version"]
             folder = pointer.parent / f"v-{version[:12]}"
             partition = None if name == "_" else name
             if not (folder / MANIFEST).is_file():
+                if self.remote is not None:
+                    continue
                 yield VerifyRow(asset, partition, version, 0, "its folder or manifest is missing")
                 continue
             manifest = Manifest.from_json(json.loads((folder / MANIFEST).read_text()))

@@ -58,7 +58,7 @@ class StoreConfig(Section):
 class ComputeConfig(Section):
     """What the machine may spend on one step."""
 
-    threads: int | None = Field(None, description="CPU threads; all of them when left out")
+    threads: int | None = Field(None, description="CPU threads of llama.cpp; those free at its start when left out")
     memory_gb: Positive = Field(8.0, description="a step that needs more than this is stopped")
     device: Literal["cpu", "cuda", "auto"] = "cpu"
     processes: Count = Field(1, description="training processes on this machine; on GPUs one each")
@@ -278,6 +278,7 @@ class ModifiersConfig(Section):
     cascade: tuple[str, ...] = Field(("local", "solver"), description="teachers, cheapest tier first")
     replay_share: Share = 0.15
     rank: Mapping[ModifierName, Count] = {"code": 16, "reasoning": 16, "automation": 16}
+    """Of each adapter, in place of the ranks in ``training``; alpha is twice it."""
     prune_shares: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
         (0.85, 0.78, 0.6), description="shares of an adapter's weights to leave out: the largest that holds prune_keeps"
     )
@@ -347,7 +348,6 @@ class Thresholds(Section):
     escalation_recall: Share = 0.85
     benchmark_accuracy: Share = 0.10
     strategy_balanced_accuracy: Share = 0.90
-    served_regression: Share = 0.02
 
 
 class Profile(Section):

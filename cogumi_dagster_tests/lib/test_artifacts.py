@@ -243,6 +243,7 @@ def test_a_plan_downloads_no_artifact(tmp_path: Path) -> None:
     assert two.recorded("model") == ref.manifest and one.recorded("model") == ref.manifest
     assert remote.downloads == 0 and not list((tmp_path / "two").glob("*/*/v-*"))
     assert two.recorded("other") is None
+    assert not list(two.verify()) and not list((tmp_path / "two").glob("*/*/v-*")), "what is not here is no damage"
     (ref.path / "deep" / "weights.bin").unlink()
     assert ArtifactStore(tmp_path / "one").recorded("model") is None, "without a remote the files must be there"
 

@@ -86,10 +86,13 @@ def find_failures(
         )
     answers = answer_tasks(engine, tasks, logprobs=True, progress=progress)
     failures = [answer for answer in answers if answer.verdict.passed is False]
+    not_run = sum(answer.verdict.passed is None for answer in answers)
     if len(failures) < min_failures:
+        unjudged = f" ({not_run} were not run: there is no sandbox)" if not_run else ""
         raise CogumiError(
-            f"the base fails on only {len(failures)} of {len(tasks)} {modifier} tasks, fewer than {min_failures}",
-            "raise modifiers.training_tasks, or do without this modifier",
+            f"the base fails on only {len(failures)} of {len(tasks)} {modifier} tasks, fewer than {min_failures}"
+            f"{unjudged}",
+            f"raise modifiers.training_tasks, {'install bubblewrap, ' if not_run else ''}or do without this modifier",
         )
     write_jsonl(out / "failures.jsonl", (answer.to_json() for answer in failures))
     write_jsonl(out / "successes.jsonl", (answer.to_json() for answer in answers if answer.passed))
@@ -97,7 +100,7 @@ def find_failures(
         tasks=len(tasks),
         failures=len(failures),
         successes=sum(answer.passed for answer in answers),
-        not_run=sum(answer.verdict.passed is None for answer in answers),
+        not_run=not_run,
         accuracy=accuracy(answers),
         by_family=by_family(answers),
         solver_passes=sane,

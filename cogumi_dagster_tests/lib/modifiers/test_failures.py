@@ -9,6 +9,7 @@ from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers import failures as module
 from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, find_failures, modifier_tasks
 from cogumi_dagster.lib.profile import MODIFIERS
+from cogumi_dagster.lib.tasks import code
 from cogumi_dagster.lib.tasks.base import Verdict
 
 
@@ -50,6 +51,16 @@ def test_too_few_failures_are_said(
     engine = scripted_engine(lambda adapter, prompt: known[prompt])
     with pytest.raises(CogumiError, match="fails on only 0 of 8 automation tasks"):
         find_failures(engine, "automation", tmp_path, count=8, min_failures=1, seed=0)
+
+
+def test_without_a_sandbox_too_few_failures_say_so(
+    scripted_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(code, "sandbox_available", lambda: (False, "no bubblewrap"))
+    engine = scripted_engine(lambda adapter, prompt: "```python\nxs\n```")
+    with pytest.raises(CogumiError, match=r"of 8 code tasks, fewer than 8 \(\d were not run") as error:
+        find_failures(engine, "code", tmp_path, count=8, min_failures=8, seed=0)
+    assert "install bubblewrap" in error.value.mend
 
 
 def test_a_verifier_that_rejects_its_solver_stops_before_asking(
