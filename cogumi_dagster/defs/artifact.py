@@ -185,7 +185,8 @@ def artifact(
                     report = body(step)
                     metrics = report_json(report)
                     draft.metrics = {"report": metrics}
-                shutil.rmtree(scratch, ignore_errors=True)
+                for stale in scratch.parent.glob(f"{name}-{partition or '_'}-{'[0-9a-f]' * 12}"):
+                    shutil.rmtree(stale, ignore_errors=True)  # also of inputs that are no longer wanted
                 assert draft.ref is not None
                 _announce(name, partition, -1, 0, f"{draft.ref.manifest.seconds:.1f} s")
                 return _result(opened, draft.ref, claims, settings.profile, reused=False)

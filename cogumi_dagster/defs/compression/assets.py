@@ -166,7 +166,7 @@ def packaged_base(step: Step) -> PackageReport:
     ),
     deps=[awq_checkpoint, gguf_model, distillation_dataset],
     claims=checks.COMPRESSION_FRONTIER,
-    code_version="2",
+    code_version="3",
 )  # fmt: skip
 def compression_frontier(step: Step) -> FrontierReport:
     """Bytes, perplexity, score, speed, zeros kept and zstd ratio of the same parent in each quantization and in the

@@ -71,7 +71,7 @@ def serving_bundle(step: Step) -> BundleReport:
     tasks="routed",
     deps=[serving_bundle],
     claims=checks.SYSTEM_EVALUATION,
-    code_version="2",
+    code_version="3",
     pool="gpu",
 )
 def system_evaluation(step: Step) -> SystemReport:

@@ -19,7 +19,7 @@ from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, 
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
-from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, train_on_served_weights
+from cogumi_dagster.lib.modifiers.train import modifier_pairs, replayed_answer, split_lessons, train_on_served_weights
 from cogumi_dagster.lib.routing.examples import router_tasks, system_tasks
 from cogumi_dagster.lib.tasks import family_version, verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -41,7 +41,7 @@ ROWS, SIBLINGS = "rows.jsonl", "siblings.jsonl"
     deps=[gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.DOMAIN_FAILURES,
-    code_version="4",
+    code_version="5",
     pool="gpu",
 )  # fmt: skip
 def domain_failures(step: Step) -> FailuresReport:
@@ -102,7 +102,7 @@ def failure_patterns(step: Step) -> PatternsReport:
     deps=[domain_failures, failure_patterns],
     partitions_def=modifier_partitions,
     claims=checks.CASCADE_EXAMPLES,
-    code_version="4",
+    code_version="5",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
 def cascade_examples(step: Step) -> CascadeReport:
@@ -168,7 +168,7 @@ def _lessons(step: Step) -> list[Pair]:
     deps=[cascade_examples, domain_failures, gguf_model, base_checkpoint],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_ADAPTER,
-    code_version="3",
+    code_version="4",
     pool="gpu",
 )
 def modifier_adapter(step: Step) -> TrainingReport:
@@ -205,7 +205,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
     tasks="modifier",
-    code_version="4",
+    code_version="5",
 )  # fmt: skip
 def packaged_modifier(step: Step) -> ModifierPackageReport:
     """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,
@@ -240,7 +240,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     deps=[packaged_modifier, cascade_examples, domain_failures, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
-    code_version="5",
+    code_version="6",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:
@@ -257,7 +257,10 @@ def modifier_evaluation(step: Step) -> ModifierReport:
             noise_seeds=modifiers.noise_seeds,
             cross_domain_tasks=modifiers.cross_domain_tasks,
             humaneval=step.profile.humaneval_problems,
-            lessons=[(Task.from_json(row["task"]), row["response"]) for row in (*_answered(step), *_successes(step))],
+            lessons=[
+                *((Task.from_json(row["task"]), row["response"]) for row in _answered(step)),
+                *((Task.from_json(row["task"]), replayed_answer(row)) for row in _successes(step)),
+            ],
             seed=step.profile.seed,
             progress=step.progress,
         )

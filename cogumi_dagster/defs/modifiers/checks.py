@@ -11,7 +11,10 @@ def _keeps(report: Mapping[str, Any]) -> float | None:
     return 1.0 - float(report["regresses"]) if report["kept"]["count"] else None
 
 
-def _off_target(report: Mapping[str, Any]) -> int:
+def _off_target(report: Mapping[str, Any]) -> int | None:
+    """Not evaluated where a tier is missing: the wanted shares are of three."""
+    if report["missing_tiers"]:
+        return None
     return sum(not tier["low"] <= tier["share"] <= tier["high"] for tier in report["tiers"])
 
 

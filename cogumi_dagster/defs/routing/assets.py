@@ -30,7 +30,7 @@ ESCALATION = "escalation.npz"
         dg.AssetDep(modifier_evaluation, partition_mapping=dg.AllPartitionMapping()),
     ],
     claims=checks.ROUTING_EXAMPLES,
-    code_version="3",
+    code_version="4",
     pool="gpu",
 )
 def routing_examples(step: Step) -> RoutingExamplesReport:

@@ -55,7 +55,7 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
-    code_version="6",
+    code_version="7",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
@@ -151,7 +151,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     deps=[learned_strategy, strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_EVALUATION,
-    code_version="8",
+    code_version="9",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip

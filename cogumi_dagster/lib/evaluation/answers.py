@@ -5,10 +5,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cogumi_dagster.lib.evaluation.statistics import Proportion
+from cogumi_dagster.lib.evaluation.statistics import Proportion, majority_baseline
 from cogumi_dagster.lib.inference import Completion, Engine, Message
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.tasks import FAMILIES, verify
+from cogumi_dagster.lib.tasks import FAMILIES, judged, verify
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
 MAX_TOKENS = 192
@@ -66,7 +66,8 @@ def answer_tasks(
     seed: int | Sequence[int] = 0,
     progress: Progress = silent,
 ) -> list[Answered]:
-    """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays.
+    """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays; an
+    answer that was cut off is wrong, whatever it says so far.
 
     ``temperature`` and ``seed`` are of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``).
     """
@@ -80,7 +81,7 @@ def answer_tasks(
         progress=progress,
     )
     return [
-        Answered(task, completion, judge(task, completion.text))
+        Answered(task, completion, judged(task, completion, judge))
         for task, completion in zip(tasks, completions, strict=True)
     ]
 
@@ -98,6 +99,13 @@ def accuracy(answers: Sequence[Answered]) -> Proportion:
     """Passed of judged; what was not run does not count."""
     judged = [answer for answer in answers if answer.verdict.passed is not None]
     return Proportion.of([answer.passed for answer in judged])
+
+
+def majority_of(tasks: Sequence[Task]) -> Proportion:
+    """What giving each family's commonest answer gets."""
+    names = {task.family for task in tasks}
+    each = [majority_baseline([str(task.answer) for task in tasks if task.family == name]) for name in names]
+    return Proportion(sum(one.successes for one in each), len(tasks))
 
 
 def discordant(first: Sequence[Answered], second: Sequence[Answered]) -> tuple[int, int]:

@@ -234,7 +234,7 @@ def _problem(link: Link, seen: Observed, previous: Observed, files: _Files) -> s
         "awq": lambda: causes.of_folding(chain.recovered, chain.awq),
         "gguf_f16": lambda: causes.of_export(chain.awq, files.f16),
         "served": lambda: "the server's prompt differs at the same length, or an adapter is applied to the base",
-    }[name]
+    }.get(name, lambda: "its logits are not numbers, or of another shape")
     return f"another function: mean KL {link.mean_kl:.2g} nats a token: {cause()}"
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.evaluation.answers import answer_tasks
+from cogumi_dagster.lib.evaluation.answers import answer_tasks, majority_of
 from cogumi_dagster.lib.evaluation.humaneval import answer_problems, load_problems
 from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar
 from cogumi_dagster.lib.inference import Engine, Message
@@ -39,13 +39,14 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class SystemReport:
-    """All systems on the same tasks (split ``test``). The majority baseline of open answers is zero.
+    """All systems on the same tasks (split ``test``). ``majority`` is what each family's commonest answer gets.
 
     ``teacher`` is the exact solver: right by construction where it exists; ``with_solution`` counts those tasks.
     """
 
     tasks: int
     split: str
+    majority: Proportion
     routed: Proportion
     base: Proportion
     oracle: Proportion
@@ -80,6 +81,7 @@ def evaluate_system(
     assistant itself to prove it.
     """
     tasks = system_tasks(count, seed)
+    by_id = {task.id: task for task in tasks}
     rows, base, _ = collect_rows(engine, tasks, progress)
     routes, passed = [], []
     for row in rows:
@@ -87,8 +89,7 @@ def evaluate_system(
         chosen = row["modifiers"].get(decision.route)
         routes.append(decision.route)
         if decision.route != "base" and chosen is None:  # routed to a modifier that was not asked: ask it now
-            task = next(t for t in tasks if t.id == row["task_id"])
-            (answer,) = answer_tasks(engine, [task], adapter=decision.route)
+            (answer,) = answer_tasks(engine, [by_id[row["task_id"]]], adapter=decision.route)
             chosen = row["modifiers"][decision.route] = {"passed": answer.passed, "text": answer.completion.text}
         passed.append(bool((chosen or row["base"])["passed"]))
         row["routed"] = {"route": decision.route, "confidence": decision.confidence, "passed": passed[-1]}
@@ -104,6 +105,7 @@ def evaluate_system(
     return SystemReport(
         tasks=len(rows),
         split="test",
+        majority=majority_of([by_id[row["task_id"]] for row in rows]),
         routed=Proportion.of(passed),
         base=Proportion.of(right),
         oracle=next(one.accuracy for one in systems if one.system == "oracle"),

@@ -12,12 +12,13 @@ from typing import Any
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.inference.base import Engine
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks import judged
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Outcome, Request
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Catalogue, Teacher
 from cogumi_dagster.lib.teaching.journal import InDoubt, Journal, OnDoubt
 from cogumi_dagster.lib.teaching.providers import solve
-from cogumi_dagster.lib.teaching.teach import ResponseRow, chat_messages, judged, response_row, settle_doubts
+from cogumi_dagster.lib.teaching.teach import ResponseRow, chat_messages, response_row, settle_doubts
 
 TIER_TARGETS: Mapping[int, tuple[float, float]] = {1: (0.60, 0.70), 2: (0.20, 0.25), 3: (0.10, 0.15)}
 """Shares of the accepted rows that each tier should answer, by the specification."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cogumi_dagster.lib.curation.decontamination import decontaminate
-from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family, discordant
+from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family, discordant, majority_of
 from cogumi_dagster.lib.evaluation.humaneval import Problem, answer_problems, benchmark_prompts, load_problems
 from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar, wilson
 from cogumi_dagster.lib.inference import Engine
@@ -31,6 +31,8 @@ class FamilyRow:
     family: str
     base: Proportion
     modified: Proportion
+    majority: Proportion
+    """The family's commonest answer."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ class BenchmarkRow:
 
 @dataclass(frozen=True)
 class ModifierReport:
-    """Both on the same held-out tasks (split ``test``). The majority baseline of open answers is zero.
+    """Both on the same held-out tasks (split ``test``). ``majority`` is what each family's commonest answer gets.
 
     The gate has two sides. Repair: McNemar's exact test finds more repairs than breaks (p < 0.05), and the interval of
     the repaired share lies above the noise floor's. No regression: neither does that test find more breaks, nor does
@@ -79,6 +81,7 @@ class ModifierReport:
 
     tasks: int
     split: str
+    majority: Proportion
     base: Proportion
     modified: Proportion
     repaired: Proportion
@@ -212,6 +215,7 @@ def compare(
     return ModifierReport(
         tasks=len(pairs),
         split=split,
+        majority=majority_of([b.task for b, _ in pairs]),
         base=accuracy([b for b, _ in pairs]),
         modified=accuracy([m for _, m in pairs]),
         repaired=Proportion(repaired, failures),
@@ -223,7 +227,10 @@ def compare(
         regresses=regresses,
         gate_passed=improves and not regresses,
         not_run=len(base) - len(pairs),
-        families=tuple(FamilyRow(name, first[name], second[name]) for name in sorted(first)),
+        families=tuple(
+            FamilyRow(name, first[name], second[name], majority_of([b.task for b, _ in pairs if b.task.family == name]))
+            for name in sorted(first)
+        ),
     )
 
 

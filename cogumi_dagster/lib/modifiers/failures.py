@@ -9,10 +9,10 @@ from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks, by_fam
 from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
-from cogumi_dagster.lib.modifiers.near import NearDuplicates
+from cogumi_dagster.lib.modifiers.near import NearDuplicates, one_of_each_solution
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.tasks import draw_from, draw_tasks, families_of, family_pool, verify
-from cogumi_dagster.lib.tasks.base import Split, Task
+from cogumi_dagster.lib.tasks import draw_from, families_of, family_pool, verify
+from cogumi_dagster.lib.tasks.base import Task
 
 MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
     "code": ("code",),
@@ -41,14 +41,10 @@ def families_for(modifier: str) -> list[str]:
     return [name for domain in MODIFIER_DOMAINS[modifier] for name in families_of(domain)]
 
 
-def modifier_tasks(modifier: str, count: int, seed: int, split: Split) -> list[Task]:
-    """Tasks of one split from all families of a modifier's domains."""
-    return draw_tasks(families_for(modifier), count, seed, split)
-
-
 def held_out_tasks(modifier: str, count: int, seed: int) -> list[Task]:
-    """The tasks (split ``test``) on which a modifier is evaluated."""
-    return modifier_tasks(modifier, count, seed + 1, "test")
+    """The tasks (split ``test``) on which a modifier is evaluated, no two with the same solution."""
+    pools = {name: (1.0, one_of_each_solution(family_pool(name, seed + 1))) for name in families_for(modifier)}
+    return draw_from(pools, count, {"test"})
 
 
 def training_tasks(modifier: str, count: int, seed: int, kept_apart: Sequence[Task]) -> list[Task]:

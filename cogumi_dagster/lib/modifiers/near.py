@@ -2,13 +2,15 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cogumi_dagster.lib.tasks import Pool
-from cogumi_dagster.lib.tasks.base import Task
+from cogumi_dagster.lib.tasks.base import Difficulty, Task
 
 SPARE = 3
-"""Times as many tasks are drawn as are wanted, since some are near-duplicates."""
+"""Times as many tasks are drawn as are wanted at first, since some are near-duplicates."""
+MOST_DRAWN = 6_000
+"""Tasks of which a pool that is asked for more counts as exhausted."""
 SHINGLE = 3
 """Words (or signs) in a shingle."""
 SIMILARITY = 0.8
@@ -32,9 +34,7 @@ class NearDuplicates:
 
     def past(self, pool: Pool) -> Pool:
         """The pool without them."""
-        return lambda number, difficulty: [task for task in pool(SPARE * number, difficulty) if task not in self][
-            :number
-        ]
+        return sifted(pool, lambda drawn: [task for task in drawn if task not in self])
 
     def __contains__(self, task: Task) -> bool:
         if (task.family, task.solution) in self._solutions:
@@ -42,6 +42,34 @@ class NearDuplicates:
         own = _shingles(task.prompt)
         alike = self._prompts.get((task.family, task.answer), ())
         return any(len(own & other) >= SIMILARITY * len(own | other) for other in alike)
+
+
+def one_of_each_solution(pool: Pool) -> Pool:
+    """The pool with the first of those tasks whose exact solution is the same word for word: the others would be no
+    further evidence."""
+
+    def firsts(drawn: list[Task]) -> list[Task]:
+        found: dict[str, Task] = {}
+        for task in drawn:
+            found.setdefault(task.solution or task.id, task)
+        return list(found.values())
+
+    return sifted(pool, firsts)
+
+
+def sifted(pool: Pool, sift: Callable[[list[Task]], list[Task]]) -> Pool:
+    """What ``sift`` leaves of a pool: more is drawn until enough is left or the pool has no more."""
+
+    def rest(number: int, difficulty: Difficulty) -> list[Task]:
+        asked = SPARE * number
+        while True:
+            drawn = pool(asked, difficulty)
+            left = sift(drawn)
+            if len(left) >= number or len(drawn) < asked or asked > MOST_DRAWN:
+                return left[:number]
+            asked *= 4
+
+    return rest
 
 
 def _shingles(text: str) -> Shingles:

@@ -18,6 +18,8 @@ from cogumi_dagster.lib.training.merge import ParityReport, answer_logits, parit
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 ADAPTER_FILE = "modifier.gguf"
+SECTION = "modifiers.training"
+"""Of the profile, for errors."""
 PARITY_EXAMPLES = 6
 TOKENIZER_FILES = (TOKENIZER_FILE, "tokenizer_config.json", "chat_template.jinja")
 
@@ -75,14 +77,14 @@ def package_modifier(
         chosen, pruning = prune_where_quality_holds(
             model,
             adapter,
-            encode_pairs(tokenizer, validation, max_length)[0] if validation else [],
+            encode_pairs(tokenizer, validation, max_length, SECTION)[0] if validation else [],
             scratch,
             shares=prune_shares,
             keeps=prune_keeps,
             progress=progress,
         )
         size = export_lora(chosen, out / ADAPTER_FILE, base=tokenizer_from, contract=contract, type="F16")
-        encoded, _ = encode_pairs(tokenizer, lessons, max_length)
+        encoded, _ = encode_pairs(tokenizer, lessons, max_length, SECTION)
         compared = [lessons[item.index] for item in encoded[:PARITY_EXAMPLES]]
         reference = flatten(answer_logits(model, tokenizer, compared, max_length))
         other = flatten(gguf_answer_logits(gguf, tokenizer, compared, lora=out / ADAPTER_FILE))

@@ -3,7 +3,7 @@
 import os
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +114,18 @@ def modifier_pairs(
     cascade: Sequence[dict[str, Any]], successes: Sequence[dict[str, Any]], replay_share: float, seed: int
 ) -> list[Pair]:
     """What the modifier learns: the cascade's verified answers, grouped by their pattern of failures, and a replay of
-    answers the base got right."""
+    tasks that the base got right (see ``replayed_answer``)."""
     lessons = [Pair(row["task"]["prompt"], row["response"], f"pattern {row['cluster']}") for row in cascade]
     replayed = list(successes)
     random.Random(seed).shuffle(replayed)
     keep = min(len(replayed), round(replay_share * len(lessons) / max(1e-9, 1 - replay_share)))
-    return lessons + [Pair(row["task"]["prompt"], row["response"], REPLAY) for row in replayed[:keep]]
+    return lessons + [Pair(row["task"]["prompt"], replayed_answer(row), REPLAY) for row in replayed[:keep]]
+
+
+def replayed_answer(success: Mapping[str, Any]) -> str:
+    """What is taught of a task that the base got right: the exact solution where there is one, else its own answer.
+
+    A right answer may come out of wrong steps: of 44 circuits that the untrained SmolLM2-135M answered rightly, not one
+    was worked out as it should be.
+    """
+    return str(success["task"].get("solution") or success["response"])

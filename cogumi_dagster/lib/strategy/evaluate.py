@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant, machine_seconds
+from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant, machine_seconds, majority_of
 from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, mcnemar
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.economics import Economics, economics
-from cogumi_dagster.lib.strategy.journal import balanced_accuracy, majority_of
+from cogumi_dagster.lib.strategy.journal import balanced_accuracy
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.evaluation.answers import Answered, majority_of
 from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
-    majority_baseline,
     mean_of_shares,
     report_json,
 )
@@ -23,7 +22,6 @@ from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
-from cogumi_dagster.lib.tasks.base import Task
 
 PATIENCE = 4
 """Strategies without a new best after which a teacher is done."""
@@ -145,13 +143,6 @@ def _entry(batch: int, strategy: int, answers: Sequence[Answered], note: str) ->
     return JournalEntry(
         batch, strategy, len(answers), right, balanced_accuracy(answers), majority, dict(wrong), unparsed, note
     )
-
-
-def majority_of(tasks: Sequence[Task]) -> Proportion:
-    """What giving each family's commonest answer gets."""
-    names = {task.family for task in tasks}
-    each = [majority_baseline([str(task.answer) for task in tasks if task.family == name]) for name in names]
-    return Proportion(sum(one.successes for one in each), len(tasks))
 
 
 def balanced_accuracy(answers: Sequence[Answered]) -> Estimate:

@@ -17,13 +17,15 @@ from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
-from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Request
+from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, TOO_LONG, Asker, Request
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Teacher
 from cogumi_dagster.lib.teaching.teach import chat_messages
 
 SHOWN_MISTAKES, SHOWN_SUCCESSES = 6, 2
 SHOWN_CHARACTERS, SHOWN_LOCALLY = 8000, 1600
 """Of all attempts, or all notes, together, to an API and to the local teacher, whose context is a thousand tokens."""
+FAILED_FOR_GOOD = (TOO_LONG, "bad request", "in doubt")
+"""Failures of a call that asking again does not mend: the attempt counts as no answer."""
 LONGEST_STRATEGY = 2000
 """Characters. A longer text is no strategy that a small model could follow, nor fits its context with a problem."""
 
@@ -155,7 +157,7 @@ class CatalogueTeacher:
     def _ask(
         self, prompts: Sequence[str], names: Sequence[str], domains: Sequence[str], progress: Progress = silent
     ) -> list[str]:
-        """Texts; an answer that failed for good (truncated, refused) is empty.
+        """Texts; an answer that failed for good (see ``FAILED_FOR_GOOD``; truncated, refused) is empty.
 
         Raises:
             CogumiError: the teacher cannot be asked or did not answer, or the budget is used up; the answers that
@@ -175,7 +177,7 @@ class CatalogueTeacher:
         self.usd += sum(outcome.micros for outcome in outcomes) / MICROS
         if unpaid := sum(outcome.failure in OVER_BUDGET for outcome in outcomes):
             raise self.asker.over_budget(unpaid, "the strategy's problems")
-        if lost := [outcome.failure for outcome in outcomes if outcome.answer is None]:
+        if lost := [o.failure for o in outcomes if o.answer is None and o.failure not in FAILED_FOR_GOOD]:
             raise CogumiError(
                 f"{self.name} gave no answer to {len(lost)} of {len(prompts)} prompts: {lost[0]}",
                 "run again: the answers that came are kept",

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.answers import majority_of
 from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.journal import majority_of
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify

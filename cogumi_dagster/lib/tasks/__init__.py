@@ -4,7 +4,9 @@ Cheap to import: families read their libraries on first use.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Protocol
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.tasks import automation, code, logic, mathematics, reasoning, science, writing
@@ -90,6 +92,27 @@ def verify(task: Task, response: str) -> Verdict:
     return get_family(task.family).verify(task, response)
 
 
+class Response(Protocol):
+    """An answer as it came: a teacher's, or the engine's."""
+
+    @property
+    def text(self) -> str: ...
+
+    @property
+    def finish_reason(self) -> str: ...
+
+
+def judged(task: Task, response: Response, verify: Callable[[Task, str], Verdict] = verify) -> Verdict:
+    """The verifier's verdict; never a pass for a response that is empty or was cut off."""
+    if not response.text.strip():
+        return Verdict(False, "empty")
+    if response.finish_reason == "length":
+        return Verdict(False, "truncated")
+    if response.finish_reason == "content_filter":
+        return Verdict(False, "refused")
+    return verify(task, response.text)
+
+
 def draw_tasks(
     families: Sequence[str] | Mapping[str, float],
     count: int,
@@ -144,24 +167,29 @@ class _Draw:
         self.pools = pools
         self.splits = splits
         self.tasks: dict[str, Task] = {}
-        self.taken = dict.fromkeys(pools, 0)
+        self.taken: Counter[tuple[str, Difficulty]] = Counter()
         self.asked: dict[tuple[str, Difficulty], int] = {}
         self.offers: dict[tuple[str, Difficulty], list[Task]] = {}
         self.exhausted: set[tuple[str, Difficulty]] = set()
 
     def take(self, quota: int, difficulty: Difficulty) -> None:
-        """Take up to ``quota`` tasks, each from the pool that is furthest behind its share."""
+        """Take up to ``quota`` tasks, each from the pool that is furthest behind its share of this level, then of all:
+        what a pool gave in others' place at one level takes nothing from it at the next."""
         open_pools = [name for name, (weight, _) in self.pools.items() if weight > 0]
         first = math.ceil(quota / max(1, len(open_pools)) * 1.4) + _MARGIN
         while quota > 0 and open_pools:
-            name = min(open_pools, key=lambda one: (self.taken[one] + 1) / self.pools[one][0])
+            name = min(open_pools, key=lambda one: self._ahead(one, difficulty))
             task = self._next(name, difficulty, first)
             if task is None:
                 open_pools.remove(name)
                 continue
             self.tasks[task.id] = task
-            self.taken[name] += 1
+            self.taken[name, difficulty] += 1
             quota -= 1
+
+    def _ahead(self, name: str, difficulty: Difficulty) -> tuple[float, float]:
+        weight, everywhere = self.pools[name][0], sum(self.taken[name, level] for level in DIFFICULTIES)
+        return (self.taken[name, difficulty] + 1) / weight, (everywhere + 1) / weight
 
     def _next(self, name: str, difficulty: Difficulty, first: int) -> Task | None:
         key = (name, difficulty)

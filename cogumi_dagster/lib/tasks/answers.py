@@ -6,6 +6,7 @@ from decimal import Decimal, InvalidOperation
 from cogumi_dagster.lib.tasks.base import Verdict
 
 _STATED = re.compile(r"\banswer\b[*_ \t]*[:=][*_ \t]*([^\n]*)", re.IGNORECASE)
+_SAID = re.compile(r"^.*\banswer is\b:?", re.IGNORECASE)
 _NUMBER = re.compile(
     r"(?<![\w^.])(?P<sign>[-+\u2212]?)(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?"
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})\b|\s*[x\u00d7*]\s*10\s*\^\s*\(?(?P<power>[-+\u2212]?\d{1,3})\)?)?"
@@ -22,12 +23,12 @@ def stated_answer(response: str) -> str | None:
 
 
 def final_text(response: str) -> str:
-    """The stated answer, else the last line that is not empty."""
+    """The stated answer, else the last line that is not empty, without a beginning such as "The answer is"."""
     stated = stated_answer(response)
     if stated is not None:
         return stated
     lines = [_bare(line) for line in response.splitlines() if _bare(line)]
-    return lines[-1] if lines else ""
+    return _bare(_SAID.sub("", lines[-1])) if lines else ""
 
 
 def final_number(response: str) -> Decimal | None:

@@ -13,9 +13,9 @@ DIFFICULTY_MIX: Mapping[Difficulty, float] = {"easy": 0.30, "medium": 0.50, "har
 """The specification's mix of difficulties."""
 
 
-def split_of(prompt: str) -> Split:
-    """Train, validation or test (80/10/10) by the hash of the prompt's words, so that no text is ever in two."""
-    digest = hashlib.sha256(" ".join(prompt.lower().split()).encode()).digest()
+def split_of(text: str) -> Split:
+    """Train, validation or test (80/10/10) by the hash of the text's words, so that no text is ever in two."""
+    digest = hashlib.sha256(" ".join(text.lower().split()).encode()).digest()
     bucket = int.from_bytes(digest[:8], "big") % 100
     return "train" if bucket < 80 else "validation" if bucket < 90 else "test"
 
@@ -24,7 +24,8 @@ def split_of(prompt: str) -> Split:
 class Task:
     """One task. ``solution`` is the exact solver's full response, or None where no solver exists.
 
-    ``payload`` is plain JSON for the family's verifier; ``answer`` is the canonical short answer.
+    ``payload`` is plain JSON for the family's verifier; ``answer`` is the canonical short answer; ``split_by`` decides
+    the split in place of the prompt, where one problem has many prompts.
     """
 
     domain: str
@@ -36,6 +37,7 @@ class Task:
     solution: str | None = None
     source: str = "generated"
     licence: str = "Apache-2.0"
+    split_by: str = ""
 
     @property
     def id(self) -> str:
@@ -43,7 +45,7 @@ class Task:
 
     @property
     def split(self) -> Split:
-        return split_of(self.prompt)
+        return split_of(self.split_by or self.prompt)
 
     def to_json(self) -> dict[str, Any]:
         return {"id": self.id, "split": self.split, **asdict(self)}

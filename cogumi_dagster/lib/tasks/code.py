@@ -68,11 +68,15 @@ class CodeFunction:
     name = "code_function"
     domain = "code"
     max_tokens = 320
-    version = "1"
+    version = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         least, most = _LINES[difficulty]
-        functions = [one for one in library_functions() if least <= one.lines <= most]
+        functions = [
+            one
+            for one in library_functions()
+            if least <= one.lines <= most and len({example.value for example in one.examples}) > 1
+        ]  # with one value, which is shown, a constant would pass
         seeded(self.name, difficulty, seed).shuffle(functions)
         return [self.task_for(one, difficulty) for one in functions[:count]]
 
@@ -105,7 +109,7 @@ class CodeOutput:
     name = "code_output"
     domain = "code"
     max_tokens = 96
-    version = "1"
+    version = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         least, most = _LINES[difficulty]
@@ -138,12 +142,13 @@ class CodeOutput:
 
 
 class CodeExpression:
-    """Write one expression for a request; it runs in the sandbox on several inputs."""
+    """Write one expression for a request; it runs in the sandbox on several inputs. Requests for one expression are of
+    one split, whatever the input that is shown."""
 
     name = "code_expression"
     domain = "code"
-    max_tokens = 64
-    version = "1"
+    max_tokens = 96
+    version = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         rng = seeded(self.name, difficulty, seed)
@@ -167,6 +172,7 @@ class CodeExpression:
                 payload={"variable": request.variable, "examples": examples},
                 answer=expression,
                 solution=f"```python\n{expression}\n```",
+                split_by=f"{self.name} {expression}",
             )
 
         return distinct(make, count)
@@ -188,8 +194,8 @@ class CodeValue:
 
     name = "code_value"
     domain = "code"
-    max_tokens = 192
-    version = "1"
+    max_tokens = 224
+    version = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         rng = seeded(self.name, difficulty, seed)

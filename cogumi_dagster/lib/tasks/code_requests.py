@@ -15,7 +15,7 @@ _LETTERS = "aeiorst"
 
 @dataclass(frozen=True)
 class Request:
-    """``words`` and ``expression`` are templates over the parameters n, k and c; ``steps`` over the same, evaluated
+    """``words`` and ``expression`` are templates over the parameters n, m, k and c; ``steps`` over the same, evaluated
     on the input and shown one a line."""
 
     words: str
@@ -46,9 +46,12 @@ INPUTS: Mapping[str, Callable[[Random, Difficulty], Any]] = {
     "xs": _numbers, "words": _words, "text": _text, "prices": _prices,
 }  # fmt: skip
 
+_SUMS = "[sum(xs[: i + 1]) for i in range(len(xs))]"
+"""The sum so far behind each number."""
+
 REQUESTS: Mapping[Difficulty, tuple[Request, ...]] = {
     "easy": (
-        Request("the sum of the list xs", "sum(xs)", "xs"),
+        Request("the sum of the list xs", "sum(xs)", "xs", (_SUMS,)),
         Request("the largest number of the list xs plus {n}", "max(xs) + {n}", "xs", ("max(xs)",)),
         Request("the smallest number of the list xs minus {n}", "min(xs) - {n}", "xs", ("min(xs)",)),
         Request("the number of items of the list xs times {n}", "len(xs) * {n}", "xs", ("len(xs)",)),
@@ -58,10 +61,15 @@ REQUESTS: Mapping[Difficulty, tuple[Request, ...]] = {
         Request("the last {k} items of the list xs", "xs[-{k}:]", "xs"),
         Request("the list xs with {n} added at the end", "xs + [{n}]", "xs"),
         Request("the first word of the list words in capital letters", "words[0].upper()", "words", ("words[0]",)),
-        Request("the number of times {c!r} appears in text", "text.count({c!r})", "text"),
+        Request("the number of times {c!r} appears in text", "text.count({c!r})", "text",
+                ("[w.count({c!r}) for w in text.split()]",)),
         Request("whether {n} is in the list xs", "{n} in xs", "xs"),
         Request("the list of the words in text", "text.split()", "text"),
         Request("the words joined with {c!r} in between", "{c!r}.join(words)", "words"),
+        Request("the list xs without its first {k} items", "xs[{k}:]", "xs"),
+        Request("the list xs with {n} in front", "[{n}] + xs", "xs"),
+        Request("the list of the words with {c!r} added at the end", "words + [{c!r}]", "words"),
+        Request("whether the list xs has more than {k} items", "len(xs) > {k}", "xs", ("len(xs)",)),
     ),
     "medium": (
         Request("the list of the squares of the numbers in xs", "[x ** 2 for x in xs]", "xs"),
@@ -78,17 +86,32 @@ REQUESTS: Mapping[Difficulty, tuple[Request, ...]] = {
         Request("the list of the words in capital letters", "[w.upper() for w in words]", "words"),
         Request("the sorted list of the words", "sorted(words)", "words"),
         Request("the sum of the values of the dict prices", "sum(prices.values())", "prices",
-                ("list(prices.values())",)),
+                ("list(prices.values())", "[sum(list(prices.values())[: i + 1]) for i in range(len(prices))]")),
         Request("the list of the keys of the dict prices in alphabetical order", "sorted(prices)", "prices",
                 ("list(prices)",)),
         Request("the difference between the largest and the smallest number in xs", "max(xs) - min(xs)", "xs",
                 ("max(xs)", "min(xs)")),
         Request("the list of the items of xs whose index is divisible by {k}", "xs[::{k}]", "xs"),
         Request("text without the letter {c!r}", "text.replace({c!r}, '')", "text"),
+        Request("the list of the words with {c!r} put in front of each", "[{c!r} + w for w in words]", "words"),
+        Request("the list of the words with more than {m} letters", "[w for w in words if len(w) > {m}]", "words",
+                ("[len(w) for w in words]",)),
+        Request("the list of the numbers in xs, each plus {n}", "[x + {n} for x in xs]", "xs"),
+        Request("whether {n} is a value of the dict prices", "{n} in prices.values()", "prices",
+                ("list(prices.values())",)),
+        Request("the number of values of prices that are at least {n}", "sum(v >= {n} for v in prices.values())",
+                "prices", ("[v >= {n} for v in prices.values()]",)),
     ),
     "hard": (
         Request("the sum of the squares of the even numbers in xs", "sum(x ** 2 for x in xs if x % 2 == 0)", "xs",
                 ("[x for x in xs if x % 2 == 0]", "[x ** 2 for x in xs if x % 2 == 0]")),
+        Request("the list of the numbers in xs greater than {n}, each times {k}", "[x * {k} for x in xs if x > {n}]",
+                "xs", ("[x for x in xs if x > {n}]",)),
+        Request("the dict from each word to how often {c!r} is in it", "{{w: w.count({c!r}) for w in words}}", "words"),
+        Request("the list of the keys of prices whose value is less than {n}",
+                "[k for k, v in prices.items() if v < {n}]", "prices", ("[v < {n} for v in prices.values()]",)),
+        Request("the {k} largest numbers in xs, the largest first", "sorted(xs, reverse=True)[:{k}]", "xs",
+                ("sorted(xs, reverse=True)",)),
         Request("the list of the numbers in xs greater than {n}, in descending order",
                 "sorted([x for x in xs if x > {n}], reverse=True)", "xs", ("[x for x in xs if x > {n}]",)),
         Request("the dict from each word to its length", "{{w: len(w) for w in words}}", "words"),
@@ -116,7 +139,7 @@ REQUESTS: Mapping[Difficulty, tuple[Request, ...]] = {
 def draw_request(rng: Random, difficulty: Difficulty, inputs: int) -> tuple[Request, dict[str, Any], list[Any]]:
     """A request, its parameters, and that many inputs."""
     request = rng.choice(REQUESTS[difficulty])
-    parameters = {"n": rng.randint(2, 15), "k": rng.randint(2, 3), "c": rng.choice(_LETTERS)}
+    parameters = {"n": rng.randint(2, 30), "m": rng.randint(2, 5), "k": rng.randint(2, 4), "c": rng.choice(_LETTERS)}
     return request, parameters, [INPUTS[request.variable](rng, difficulty) for _ in range(inputs)]
 
 

@@ -65,35 +65,59 @@ def _columns(left: str, right: str) -> str:
 
 
 def _ask_product(entry: Entry) -> str:
-    return f"Calculate {entry['metadata']['expression']}.\nSplit one factor by its digits, add the parts, then {_END}"
+    return (
+        f"Calculate {entry['metadata']['expression']}.\nMultiply one factor by each digit of the other, digit by digit "
+        f"from the right, add the parts, then {_END}"
+    )
 
 
 def _work_product(entry: Entry, _: Difficulty) -> Worked:
-    left, right = (int(text) for text in entry["metadata"]["expression"].split(" * "))
-    small, large = sorted((left, right))
-    digits = str(small)
-    parts = [int(digit) * 10 ** (len(digits) - place) for place, digit in enumerate(digits, 1) if digit != "0"]
-    lines = [f"{large} * {part} = {large * part}" for part in parts]
-    if len(parts) > 1:
-        lines.append(" + ".join(str(large * part) for part in parts) + f" = {left * right}")
-    return "\n".join(lines) or f"{large} * 0 = 0", str(left * right)
+    small, large = sorted(int(text) for text in entry["metadata"]["expression"].split(" * "))
+    lines, total = [], 0
+    for place, digit in enumerate(reversed(str(small))):
+        if digit == "0" and small:
+            continue
+        part = large * int(digit) * 10**place
+        lines.append(_times(large, int(digit)) + (f", {part}" if place else ""))
+        if total:
+            lines.append(_columns(*sorted((str(total), str(part)), key=len, reverse=True)))
+        total += part
+    return "\n".join(lines), str(total)
+
+
+def _times(number: int, digit: int) -> str:
+    """``69*6: 9*6=54 4, 6*6+5=41 414``: each digit from the right with what is carried, and the digits so far."""
+    places = str(number)[::-1]
+    carried, digits, steps = 0, "", []
+    for place, upper in enumerate(map(int, places), 1):
+        value = upper * digit + carried
+        digits = f"{value if place == len(places) else value % 10}{digits}"
+        steps.append(f"{upper}*{digit}{f'+{carried}' if carried else ''}={value} {digits}")
+        carried = value // 10
+    return f"{number}*{digit}: {', '.join(steps)}"
 
 
 def _ask_gcd(entry: Entry) -> str:
     left, right = entry["metadata"]["numbers"]
     return (
         f"Find the greatest common divisor of {left} and {right}.\n"
-        f"Use Euclid's algorithm (a mod b = r until r is 0), then {_END}"
+        f"Take the less from the more as often as it goes, and so on until nothing is left, then {_END}"
     )
 
 
 def _work_gcd(entry: Entry, _: Difficulty) -> Worked:
     small, large = sorted(entry["metadata"]["numbers"])
+    return "\n".join(_euclid(large, small)), str(math.gcd(large, small))
+
+
+def _euclid(large: int, small: int) -> list[str]:
+    """``72: 1 * 63 = 63, 72 - 63 = 9``, and so on until nothing is left."""
     steps = []
     while small:
-        steps.append(f"{large} mod {small} = {large % small}")
-        large, small = small, large % small
-    return "\n".join(steps), str(large)
+        taken = large // small * small
+        steps.append(f"{large}: {large // small} * {small} = {taken}, {large} - {taken} = {large - taken}")
+        large, small = small, large - taken
+    return steps
 
 
 def _ask_equation(entry: Entry) -> str:
@@ -143,12 +167,19 @@ def _work_factors(entry: Entry, _: Difficulty) -> Worked:
 
 
 def _read_factors(response: str) -> str:
-    """The factors in ascending order, as reasoning-gym writes them."""
+    """The factors in ascending order, as reasoning-gym writes them. Powers are written out (``2^3``, ``2**3``); of an
+    equation the side with more than one factor counts, else the last."""
     stated = stated_answer(response)
     lines = [line for line in response.splitlines() if line.strip()]
-    text = stated or (lines[-1] if lines else "")
-    numbers: list[str] = re.findall(r"\d{1,9}", re.split(r"=", text)[-1])
-    return " \u00d7 ".join(sorted(numbers, key=int))
+    sides = [
+        [int(base) for base, power in _POWERS.findall(side) for _ in range(int(power or 1))]
+        for side in (stated or (lines[-1] if lines else "")).split("=")
+    ]
+    factors = next((side for side in reversed(sides) if len(side) > 1), sides[-1])
+    return " \u00d7 ".join(map(str, sorted(factors)))
+
+
+_POWERS = re.compile(r"(\d{1,9})(?:\s*(?:\^|\*\*)\s*\(?(\d{1,2})\)?)?")
 
 
 def _ask_legs(entry: Entry) -> str:
@@ -166,7 +197,8 @@ def _work_legs(entry: Entry, _: Difficulty) -> Worked:
         for (name, count), part in zip(animals.items(), parts, strict=True)
     ]
     if len(parts) > 1:
-        lines.append(" + ".join(map(str, parts)) + f" = {sum(parts)}")
+        added = zip(accumulate(parts), parts[1:], strict=False)
+        lines.append(", ".join(f"{so_far} + {part} = {so_far + part}" for so_far, part in added))
     return "\n".join(lines), str(sum(parts))
 
 
@@ -174,15 +206,17 @@ def _ask_fraction(entry: Entry) -> str:
     facts = entry["metadata"]
     return (
         f"Simplify the fraction {facts['numerator']}/{facts['denominator']} to its lowest terms.\n"
-        'Name the greatest common divisor, divide both by it, then end with a line "Answer: <a>/<b>".'
+        "Find their greatest common divisor: take the less from the more as often as it goes, until nothing is left. "
+        'Divide both by it, then end with a line "Answer: <a>/<b>".'
     )
 
 
 def _work_fraction(entry: Entry, _: Difficulty) -> Worked:
     top, bottom = entry["metadata"]["numerator"], entry["metadata"]["denominator"]
     divisor = math.gcd(top, bottom)
-    steps = f"gcd = {divisor}\n{top} / {divisor} = {top // divisor}\n{bottom} / {divisor} = {bottom // divisor}"
-    return steps, f"{top // divisor}/{bottom // divisor}"
+    steps = _euclid(max(top, bottom), min(top, bottom))
+    steps += [f"{number} / {divisor} = {number // divisor}" for number in (top, bottom)]
+    return "\n".join(steps), f"{top // divisor}/{bottom // divisor}"
 
 
 def _read_fraction(response: str) -> str:
@@ -238,12 +272,12 @@ PRODUCTS = GymFamily(
         "medium": {"min_digits": 1, "max_digits": 2, "min_terms": 2, "max_terms": 2},
         "hard": {"min_digits": 2, "max_digits": 3, "min_terms": 2, "max_terms": 2},
     },
-    _ask_product, _work_product, max_tokens=128,
+    _ask_product, _work_product, max_tokens=256, version="2",
 )  # fmt: skip
 GCD = GymFamily(
     "gcd", "math", "gcd",
     {"easy": {"max_value": 30}, "medium": {"max_value": 120}, "hard": {"max_value": 1000}},
-    _ask_gcd, _work_gcd, max_tokens=128,
+    _ask_gcd, _work_gcd, max_tokens=256, version="2",
 )  # fmt: skip
 SIMPLE_EQUATIONS = GymFamily(
     "simple_equations", "math", "simple_equations",
@@ -261,7 +295,7 @@ PRIME_FACTORS = GymFamily(
         "medium": {"min_value": 60, "max_value": 300},
         "hard": {"min_value": 300, "max_value": 2000},
     },
-    _ask_factors, _work_factors, _read_factors, max_tokens=128,
+    _ask_factors, _work_factors, _read_factors, max_tokens=128, version="2",
 )  # fmt: skip
 LEG_COUNTING = GymFamily(
     "leg_counting", "math", "leg_counting",
@@ -270,7 +304,7 @@ LEG_COUNTING = GymFamily(
         "medium": {"min_animals": 3, "max_animals": 3, "max_instances": 9},
         "hard": {"min_animals": 4, "max_animals": 6, "max_instances": 15},
     },
-    _ask_legs, _work_legs, max_tokens=128,
+    _ask_legs, _work_legs, max_tokens=160, version="2",
 )  # fmt: skip
 FRACTIONS = GymFamily(
     "fraction_simplification", "math", "fraction_simplification",
@@ -279,7 +313,7 @@ FRACTIONS = GymFamily(
         "medium": {"max_value": 40, "max_factor": 12, "styles": ("plain",)},
         "hard": {"max_value": 200, "max_factor": 40, "styles": ("plain",)},
     },
-    _ask_fraction, _work_fraction, _read_fraction, max_tokens=96,
+    _ask_fraction, _work_fraction, _read_fraction, max_tokens=256, version="2",
     facts=("numerator", "denominator", "simplified_numerator", "simplified_denominator"),
 )  # fmt: skip
 WORD_PROBLEMS = GymFamily(

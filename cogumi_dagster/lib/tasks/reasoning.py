@@ -32,15 +32,21 @@ def _read_word(response: str) -> str:
 def _ask_letters(entry: Entry) -> str:
     return (
         f"{entry['question']}\n"
-        'Capitals count too. Count it in each word, add up, and end with a line "Answer: <number>".'
+        "Capitals count too. Spell the words, number the letter wherever it comes, and end with a line "
+        '"Answer: <number>".'
     )
 
 
 def _work_letters(entry: Entry, _: Difficulty) -> Worked:
     letter, span = entry["metadata"]["target_letter"], entry["metadata"]["span"]
-    counts = [word.lower().count(letter) for word in span]
-    listed = ", ".join(f"{word} {count}" for word, count in zip(span, counts, strict=True))
-    return f"{listed}; sum {sum(counts)}", str(sum(counts))
+    found, words = 0, []
+    for word in span:
+        spelled = []
+        for sign in word.lower():
+            found += sign == letter
+            spelled.append(f"{sign}{found}" if sign == letter else sign)
+        words.append(" ".join(spelled))
+    return ", ".join(words), str(found)
 
 
 def _ask_filter(entry: Entry) -> str:
@@ -144,7 +150,7 @@ def _work_cube(entry: Entry, _: Difficulty) -> Worked:
 
 def _ask_weekday(entry: Entry) -> str:
     question = re.split(r"(?<=\?) ", entry["question"])[0]
-    return f'{question}\nTake the days modulo 7, count on from the weekday, and end with a line "Answer: <weekday>".'
+    return f'{question}\nTake away whole weeks, count on from the weekday, and end with a line "Answer: <weekday>".'
 
 
 def _work_weekday(entry: Entry, _: Difficulty) -> Worked:
@@ -154,7 +160,9 @@ def _work_weekday(entry: Entry, _: Difficulty) -> Worked:
     days = [_WEEKDAYS[(start + timedelta(step * n)).weekday()] for n in range(rest + 1)]
     sign = "+" if step > 0 else "-"
     counted = ", ".join(f"{sign}{n} {day}" for n, day in enumerate(days) if n) or "no days left"
-    return f"{abs(offset)} mod 7 = {rest}. Start: {days[0]}. {counted}.", days[-1]
+    weeks = abs(offset) // 7
+    steps = f"{weeks} * 7 = {weeks * 7}, {abs(offset)} - {weeks * 7} = {rest}. Start: {days[0]}. {counted}."
+    return steps, days[-1]
 
 
 def _read_weekday(response: str) -> str:
@@ -180,7 +188,7 @@ LETTER_COUNTING = GymFamily(
         "medium": {"min_words": 4, "max_words": 6},
         "hard": {"min_words": 7, "max_words": 10},
     },
-    _ask_letters, _work_letters, read_number, max_tokens=96,
+    _ask_letters, _work_letters, read_number, max_tokens=256, version="2",
 )  # fmt: skip
 NUMBER_FILTERING = GymFamily(
     "number_filtering", "reasoning", "number_filtering",
@@ -225,5 +233,5 @@ WEEKDAY_OFFSET = GymFamily(
         "medium": {"tasks": ["weekday_offset"], "offset_upper_bound": 40},
         "hard": {"tasks": ["weekday_offset"], "offset_upper_bound": 365},
     },
-    _ask_weekday, _work_weekday, _read_weekday, facts=("task",), max_tokens=96,
+    _ask_weekday, _work_weekday, _read_weekday, facts=("task",), max_tokens=128, version="2",
 )  # fmt: skip

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.inference.base import Engine, Message
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks import judged
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Outcome, Request
 from cogumi_dagster.lib.teaching.available import require_teachers
@@ -156,17 +157,6 @@ def chat_messages(teacher: Teacher, prompt: str) -> tuple[Message, ...]:
     """A prompt under the teacher's system prompt."""
     user = Message(role="user", content=prompt)
     return (Message(role="system", content=teacher.system_prompt), user) if teacher.system_prompt else (user,)
-
-
-def judged(task: Task, answer: Answer, verify: Callable[[Task, str], Verdict]) -> Verdict:
-    """The verifier's verdict; never a pass for an answer that is empty or was cut off."""
-    if not answer.text.strip():
-        return Verdict(False, "empty")
-    if answer.finish_reason == "length":
-        return Verdict(False, "truncated")
-    if answer.finish_reason == "content_filter":
-        return Verdict(False, "refused")
-    return verify(task, answer.text)
 
 
 @dataclass

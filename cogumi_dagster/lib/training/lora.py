@@ -155,7 +155,7 @@ def train_lora(
     model, tokenizer = load_base(checkpoint, four_bit=config.load_in_4bit, device=device)
     unpacked = config.load_in_4bit and device == "cpu" and unpack_four_bit(model, memory_limit()) > 0
     encoded, too_long = encode_pairs(tokenizer, pairs, config.max_length, section)
-    held_out = encode_pairs(tokenizer, validation, config.max_length)[0] if validation else []
+    held_out = encode_pairs(tokenizer, validation, config.max_length, section)[0] if validation else []
     furthest, context = max(len(item.ids) for item in encoded), model.config.max_position_embeddings
     furthest += MOST_SKIPS * config.position_skips
     if furthest > context:

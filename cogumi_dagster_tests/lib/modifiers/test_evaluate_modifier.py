@@ -10,7 +10,7 @@ from cogumi_dagster.lib.evaluation.humaneval import load_problems
 from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers.evaluate import NOISE_TEMPERATURE, compare, evaluate_modifier
-from cogumi_dagster.lib.modifiers.failures import modifier_tasks, training_tasks
+from cogumi_dagster.lib.modifiers.failures import held_out_tasks, training_tasks
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 
@@ -69,7 +69,7 @@ def test_what_was_not_run_counts_on_neither_side() -> None:
 def test_both_answer_the_same_held_out_tasks(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    tasks = modifier_tasks("automation", 10, 5 + 1, "test")
+    tasks = held_out_tasks("automation", 10, 5)
     known = solutions(tasks)
     engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter else "no idea", ("automation",))
     seen: list[tuple[int, int]] = []
@@ -123,7 +123,7 @@ def test_the_base_answers_again_and_other_domains_are_asked(
 def test_the_greedy_answers_are_the_base_and_the_sampled_ones_the_noise(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    known = solutions(modifier_tasks("automation", 6, 5 + 1, "test"))
+    known = solutions(held_out_tasks("automation", 6, 5))
     engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
     plain, heats = engine.chat_many, []
 
@@ -145,7 +145,7 @@ def test_the_greedy_answers_are_the_base_and_the_sampled_ones_the_noise(
 
 def test_a_held_out_task_that_was_taught_is_counted(scripted_engine: Callable[..., Any], tmp_path: Path) -> None:
     engine = scripted_engine(lambda adapter, prompt: "no idea", ("automation",))
-    held_out = modifier_tasks("automation", 6, 5 + 1, "test")
+    held_out = held_out_tasks("automation", 6, 5)
     for lessons, near in ((held_out[:2], 2), (training_tasks("automation", 20, 5, held_out), 0)):
         taught = [(task, task.solution or "") for task in lessons]
         report = evaluate_modifier(engine, "automation", tmp_path, count=6, lessons=taught, seed=5)

@@ -7,9 +7,9 @@ import pytest
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers import failures as module
-from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, find_failures, modifier_tasks
+from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, families_for, find_failures, held_out_tasks
 from cogumi_dagster.lib.profile import MODIFIERS
-from cogumi_dagster.lib.tasks import code
+from cogumi_dagster.lib.tasks import code, draw_tasks
 from cogumi_dagster.lib.tasks.base import Verdict
 
 
@@ -21,7 +21,7 @@ def half_right(tasks: list[Any], solutions: dict[str, str]) -> Callable[[str | N
 def test_every_modifier_has_domains_and_pure_tasks() -> None:
     assert set(MODIFIER_DOMAINS) == set(MODIFIERS)
     for name in ("reasoning", "automation"):
-        tasks = modifier_tasks(name, 20, 0, "test")
+        tasks = held_out_tasks(name, 20, 0)
         assert len(tasks) == 20
         assert {task.split for task in tasks} == {"test"}
         assert {task.domain for task in tasks} <= set(MODIFIER_DOMAINS[name])
@@ -30,7 +30,7 @@ def test_every_modifier_has_domains_and_pure_tasks() -> None:
 def test_failures_and_successes_are_parted(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    tasks = modifier_tasks("automation", 16, 0, "train")
+    tasks = draw_tasks(families_for("automation"), 16, 0, "train")
     engine = scripted_engine(half_right(tasks, solutions(tasks)))
     report = find_failures(engine, "automation", tmp_path, count=16, min_failures=3, seed=0)
     failed, passed = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("failures", "successes"))
@@ -47,7 +47,7 @@ def test_failures_and_successes_are_parted(
 def test_too_few_failures_are_said(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    known = solutions(modifier_tasks("automation", 8, 0, "train"))
+    known = solutions(draw_tasks(families_for("automation"), 8, 0, "train"))
     engine = scripted_engine(lambda adapter, prompt: known[prompt])
     with pytest.raises(CogumiError, match="fails on only 0 of 8 automation tasks"):
         find_failures(engine, "automation", tmp_path, count=8, min_failures=1, seed=0)

@@ -63,6 +63,16 @@ def test_lessons_come_with_a_share_of_replay() -> None:
     assert len(modifier_pairs(lessons, successes, 0.0, seed=0)) == 17
 
 
+def test_what_the_base_got_right_is_replayed_as_the_solver_works_it_out() -> None:
+    lucky = {
+        "task": {"prompt": "s", "family": "f", "solution": "1 + 1 = 2\nAnswer: 2"},
+        "response": "3 - 2 = 2. Answer: 2",
+    }
+    unsolved = {"task": {"prompt": "t", "family": "f", "solution": None}, "response": "Dear friend"}
+    mixed = modifier_pairs([ROW] * 2, [lucky, unsolved], 0.5, seed=0)
+    assert {pair.response for pair in mixed if pair.group == "replay"} == {"1 + 1 = 2\nAnswer: 2", "Dear friend"}
+
+
 def test_small_patterns_are_learned_more_often_and_replay_is_not() -> None:
     pairs = [Pair(f"{group} {n}", "r", group) for group, size in (("a", 10), ("b", 4), ("c", 1)) for n in range(size)]
     replay = [Pair("s", "r", "replay")]

@@ -3,13 +3,15 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.sandbox import sandbox_available
-from cogumi_dagster.lib.tasks import FAMILIES, families_of, get_family, verify
+from cogumi_dagster.lib.tasks import FAMILIES, families_of, get_family, judged, verify
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Task
 
 EXECUTED = ("code_function", "code_expression")
@@ -142,3 +144,50 @@ def test_a_sum_is_worked_out_column_by_column(difficulty: Difficulty) -> None:
             else:
                 assert (name == "over") == (totals["plus"] > totals["minus"])
         assert totals["plus"] - totals["minus"] == eval(expression) == int(str(task.answer))
+
+
+def test_requests_for_one_expression_are_of_one_split() -> None:
+    tasks = [task for seed in range(4) for task in get_family("code_expression").generate(60, seed, "medium")]
+    splits: dict[str | None, set[str]] = {}
+    for task in tasks:
+        splits.setdefault(task.answer, set()).add(task.split)
+        assert Task.from_json(json.loads(json.dumps(task.to_json()))).split == task.split
+    assert len(splits) < len(tasks) and all(len(one) == 1 for one in splits.values())
+
+
+@pytest.mark.skipif(not sandbox_available()[0], reason="no sandbox")
+def test_no_function_is_answered_by_a_constant() -> None:
+    for difficulty in DIFFICULTIES:
+        for task in get_family("code_function").generate(50, 0, difficulty):
+            shown = task.payload["examples"][0]["value"]
+            constant = f"```python\ndef {task.payload['name']}(*args, **more):\n    return {shown}\n```"
+            assert len({one["value"] for one in task.payload["examples"]}) > 1
+            assert verify(task, constant).passed is False, task.source
+
+
+@pytest.mark.parametrize(
+    ("said", "right"),
+    [
+        ("Answer: 2^3 x 3", True), ("Answer: 2 x 2 x 2 x 3 = 24", True), ("24 = 2**3 x 3", True),
+        ("Answer: 2 x 3^3", False), ("Answer: 24", False), ("Answer: 2^2 x 6", False),
+    ],
+)  # fmt: skip
+def test_powers_are_read_as_factors(said: str, right: bool) -> None:
+    task = replace(
+        get_family("prime_factorization").generate(1, 0, "easy")[0],
+        payload={"question": "", "answer": "2 \u00d7 2 \u00d7 2 \u00d7 3", "metadata": {}},
+    )
+    assert verify(task, said).passed is right
+
+
+def test_a_sentence_that_says_the_answer_is_read() -> None:
+    task = get_family("course_schedule").generate(1, 0, "easy")[0]
+    assert verify(task, f"They wait for each other.\nSo the answer is {task.answer}.").passed is True
+
+
+def test_an_answer_that_was_cut_off_is_wrong() -> None:
+    task = get_family("scheduling").generate(1, 0, "easy")[0]
+    said = SimpleNamespace(text=str(task.solution), finish_reason="length")
+    assert verify(task, said.text).passed is True and judged(task, said).passed is False
+    said.finish_reason = "stop"
+    assert judged(task, said).passed is True
