@@ -45,7 +45,7 @@ class Escalation(Protocol):
 class Params:
     """How to sample. Temperature 0 is greedy, which is how every score in the reports was measured."""
 
-    max_tokens: int = 256
+    max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0

@@ -272,12 +272,12 @@ PRODUCTS = GymFamily(
         "medium": {"min_digits": 1, "max_digits": 2, "min_terms": 2, "max_terms": 2},
         "hard": {"min_digits": 2, "max_digits": 3, "min_terms": 2, "max_terms": 2},
     },
-    _ask_product, _work_product, max_tokens=256, version="2",
+    _ask_product, _work_product, max_tokens=384, version="2",
 )  # fmt: skip
 GCD = GymFamily(
     "gcd", "math", "gcd",
     {"easy": {"max_value": 30}, "medium": {"max_value": 120}, "hard": {"max_value": 1000}},
-    _ask_gcd, _work_gcd, max_tokens=256, version="2",
+    _ask_gcd, _work_gcd, max_tokens=320, version="2",
 )  # fmt: skip
 SIMPLE_EQUATIONS = GymFamily(
     "simple_equations", "math", "simple_equations",
@@ -304,7 +304,7 @@ LEG_COUNTING = GymFamily(
         "medium": {"min_animals": 3, "max_animals": 3, "max_instances": 9},
         "hard": {"min_animals": 4, "max_animals": 6, "max_instances": 15},
     },
-    _ask_legs, _work_legs, max_tokens=160, version="2",
+    _ask_legs, _work_legs, max_tokens=224, version="2",
 )  # fmt: skip
 FRACTIONS = GymFamily(
     "fraction_simplification", "math", "fraction_simplification",
@@ -313,7 +313,7 @@ FRACTIONS = GymFamily(
         "medium": {"max_value": 40, "max_factor": 12, "styles": ("plain",)},
         "hard": {"max_value": 200, "max_factor": 40, "styles": ("plain",)},
     },
-    _ask_fraction, _work_fraction, _read_fraction, max_tokens=256, version="2",
+    _ask_fraction, _work_fraction, _read_fraction, max_tokens=352, version="2",
     facts=("numerator", "denominator", "simplified_numerator", "simplified_denominator"),
 )  # fmt: skip
 WORD_PROBLEMS = GymFamily(
