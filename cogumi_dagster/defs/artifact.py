@@ -29,7 +29,7 @@ from cogumi_dagster.lib.routing.examples import ROUTED_DOMAINS
 from cogumi_dagster.lib.strategy.problems import strategy_family
 from cogumi_dagster.lib.tasks import families_of, family_version
 from cogumi_dagster.lib.teacher_data import teacher_data_version
-from cogumi_dagster.lib.teaching.catalogue import load_catalogue, teacher_version
+from cogumi_dagster.lib.teaching.catalogue import load_catalogue, prices_version, teacher_version
 from cogumi_dagster.lib.training.student import package_version
 from resources.artifact_store import ArtifactStoreResource
 from resources.compute import ComputeResource
@@ -41,6 +41,7 @@ from resources.teachers import TeachersResource
 TEACHER_DATA = "teacher_data"
 CONFIG_KEY = "cogumi/config"
 ASKS_KEY = "cogumi/asks"
+PRICES = "prices"
 TASKS_KEY = "cogumi/tasks"
 TASKS: Mapping[str, Callable[[str | None], Sequence[str]]] = {
     "": lambda partition: [],
@@ -118,9 +119,10 @@ def artifact(
     code_version: str = "1",
 ) -> Callable[[Callable[[Step], Any]], dg.AssetsDefinition]:
     """Declare an asset. ``config`` names the profile's sections that the artifact depends on, ``asks`` those
-    fields that name teachers: it depends on them, and on the teachers' prompt, model and temperature. ``tasks``, a key
-    of ``TASKS``: it depends on the versions of the families that it draws from."""
-    config = (*config, *asks)
+    fields that name teachers: it depends on them, and on the teachers' prompt, model and temperature (``PRICES`` among
+    them: on what all teachers cost). ``tasks``, a key of ``TASKS``: it depends on the versions of the families that it
+    draws from."""
+    config = (*config, *(field for field in asks if field != PRICES))
 
     def decorate(body: Callable[[Step], Any]) -> dg.AssetsDefinition:
         name = body.__name__
@@ -244,14 +246,17 @@ def teacher_versions(settings: ProfileResource, domains: Sequence[str]) -> dict[
 
 
 def named_teacher_versions(settings: ProfileResource, fields: Sequence[str]) -> dict[str, str]:
-    """The version of each teacher that these fields of the profile name, as if it were an input artifact."""
+    """The version of each teacher that these fields of the profile name, as if it were an input artifact; of all
+    prices, where ``PRICES`` is among them."""
     if not fields:
         return {}
     known = load_catalogue(settings.catalogue)
-    chosen = config_of(settings.profile, fields)
-    named = [chosen[field] for field in fields]
+    naming = [field for field in fields if field != PRICES]
+    chosen = config_of(settings.profile, naming)
+    named = [chosen[field] for field in naming]
     names = [name for value in named for name in ([value] if isinstance(value, str) else value)]
-    return {_label("teacher", name): teacher_version(known.get(name), package_version()) for name in names}
+    versions = {_label("teacher", name): teacher_version(known.get(name), package_version()) for name in names}
+    return versions | ({_label("teacher", PRICES): prices_version(known.prices())} if PRICES in fields else {})
 
 
 def task_versions(tasks: str, partition: str | None) -> dict[str, str]:

@@ -177,6 +177,16 @@ def test_another_prompt_of_a_teacher_reaches_what_asks_it(profile: Path, edit_pr
     assert set(reasons) == downstream(*(("cascade_examples", name) for name in MODIFIERS))
 
 
+def test_another_price_reaches_the_table_of_costs(full: Store) -> None:
+    catalogue = full.settings.catalogue
+    teachers = yaml.safe_load(catalogue.read_text())
+    teachers["groq-llama-70b"]["usd_per_million_output"] = 123.0
+    catalogue.write_text(yaml.safe_dump(teachers))
+    reasons = {n.asset: n.reason for n in full.plan() if n.reason}
+    assert reasons.pop("strategy_evaluation") == "teacher[prices] has changed"
+    assert set(reasons) == {"model_card"}
+
+
 def test_a_change_of_config_reaches_what_names_it(full: Store, edit_profile: Callable[..., None]) -> None:
     edit_profile(compression__zstd_level=3)
     reasons = {(n.asset, n.partition): n.reason for n in full.plan() if n.reason}

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from cogumi_dagster.defs.artifact import Step, artifact
+from cogumi_dagster.defs.artifact import PRICES, Step, artifact
 from cogumi_dagster.defs.base.assets import base_checkpoint
 from cogumi_dagster.defs.compression.assets import gguf_model
 from cogumi_dagster.defs.partitions import strategy_partitions
@@ -146,7 +146,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
         "strategy.test_problems", "strategy.batch_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
         "teaching.max_tokens", "serving.max_answer_tokens",
     ),
-    asks=("strategy.teacher",),
+    asks=("strategy.teacher", PRICES),
     tasks="strategy",
     deps=[learned_strategy, strategy_adapter, gguf_model],
     partitions_def=strategy_partitions,
@@ -158,7 +158,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
 def strategy_evaluation(step: Step) -> StrategyEvaluation:
     """Untrained student, student told the strategy, student with adapter (served, and on the base's weights in 16 bit),
     and teacher (also told its strategy, where it is a model), on the same class-balanced problems."""
-    strategy, teachers = step.profile.strategy, step.teachers.catalogue.teachers.values()
+    strategy = step.profile.strategy
     (adapter,), (learned,) = step.inputs["strategy_adapter"].values(), step.inputs["learned_strategy"].values()
     adapters, family = {ADAPTER: adapter.path / ADAPTER_FILE}, strategy_family(step.name)
     base, whole = step.path("gguf_model") / MODEL_FILE, step.scratch / "16-bit.gguf"
@@ -179,11 +179,7 @@ def strategy_evaluation(step: Step) -> StrategyEvaluation:
             training_seconds=adapter.manifest.metrics["report"]["seconds"],
             teaching_usd=learned.manifest.metrics["report"]["usd"],
             machine_usd_per_hour=strategy.machine_usd_per_hour,
-            prices={
-                teacher.name: (teacher.usd_per_million_input or 0.0, teacher.usd_per_million_output or 0.0)
-                for teacher in teachers
-                if teacher.paid and teacher.priced
-            },
+            prices=step.teachers.catalogue.prices(),
             seed=step.profile.seed,
             progress=step.progress,
         )

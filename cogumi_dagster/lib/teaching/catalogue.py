@@ -6,7 +6,7 @@ Money is counted in integer micro-dollars: a price in dollars per million tokens
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -137,6 +137,11 @@ def teacher_version(teacher: Teacher, engine_version: str = "") -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def prices_version(prices: Mapping[str, tuple[float, float]]) -> str:
+    """A hash of what teachers cost."""
+    return hashlib.sha256(json.dumps(prices, sort_keys=True).encode()).hexdigest()[:16]
+
+
 class Catalogue(Section):
     """All teachers of one file, by name."""
 
@@ -153,6 +158,14 @@ class Catalogue(Section):
         if teacher is None:
             raise CogumiError(f"{self.path}: there is no teacher {name!r}", nearest(name, self.teachers))
         return teacher
+
+    def prices(self) -> dict[str, tuple[float, float]]:
+        """Dollars per million tokens of prompt and of answer, of the paid teachers whose price is known."""
+        return {
+            teacher.name: (teacher.usd_per_million_input or 0.0, teacher.usd_per_million_output or 0.0)
+            for teacher in self.teachers.values()
+            if teacher.paid and teacher.priced
+        }
 
 
 def load_catalogue(path: Path) -> Catalogue:
