@@ -86,26 +86,32 @@ def strategy_journal(step: Step) -> JournalReport:
 @artifact(
     group="strategy",
     kinds={"python", "jsonl"},
-    config=("strategy.traces", "teaching.max_tokens"),
+    config=("strategy.traces", "strategy.test_problems", "strategy.suite_share", "teaching.max_tokens"),
     asks=("strategy.teacher",),
     tasks="strategy",
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
-    code_version="8",
+    code_version="9",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def learned_strategy(step: Step) -> StrategyReport:
     """The strategy as text, and worked traces of it on training problems, each accepted by its verifier. Offline the
     solver writes both."""
+    strategy, family, seed = step.profile.strategy, strategy_family(step.name), step.profile.seed
+    suites = family.drawn_suites(strategy.suite_share, seed)
     with _teacher(step) as teacher:
         return learn_strategy(
             step.path("strategy_journal"),
-            strategy_family(step.name),
+            family,
             step.out,
-            traces=step.profile.strategy.traces,
+            traces=strategy.traces,
+            apart=[
+                *family.stage_problems(strategy.test_problems, seed),
+                *(task for _, drawn in suites for task in drawn),
+            ],
             teacher=teacher,
-            seed=step.profile.seed,
+            seed=seed,
             progress=step.progress,
         )
 

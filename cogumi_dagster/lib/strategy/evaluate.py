@@ -104,8 +104,8 @@ def evaluate_strategy(
     ``suite_share`` of each of the family's suites. ``training_seconds`` are the adapter's, ``teaching_usd`` what the
     teacher's calls cost, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
     """
-    tasks = _stage_problems(family, count, seed)
-    suites = [(suite, suite.draw(round(suite_share * suite.size), seed + 17)) for suite in family.suites if suite_share]
+    tasks = family.stage_problems(count, seed)
+    suites = family.drawn_suites(suite_share, seed)
     distinct = {task.id: task for _, drawn in suites for task in drawn}
     part = in_parts(progress, (3 + 2 * (teacher is not None)) * len(tasks) + len(distinct))
     taught: dict[str, Sequence[Answered]] = {}
@@ -155,11 +155,7 @@ def answer_stages(
     engine: Engine, family: StrategyFamily, *, count: int, seed: int, progress: Progress = silent
 ) -> list[Answered]:
     """The answers of ``engine`` with the adapter to the problems of the stages."""
-    return answer_tasks(engine, _stage_problems(family, count, seed), adapter=ADAPTER, progress=progress)
-
-
-def _stage_problems(family: StrategyFamily, count: int, seed: int) -> list[Task]:
-    return family.problems(count, seed + 13, "test")
+    return answer_tasks(engine, family.stage_problems(count, seed), adapter=ADAPTER, progress=progress)
 
 
 def _solved(task: Task) -> Answered:

@@ -1,7 +1,7 @@
 """The families of the strategy study: problems, an exact trace, and written strategies."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import TypeVar
@@ -60,13 +60,23 @@ class StrategyFamily:
         """``count`` problems of one split, distinct at each level; levels in equal parts or in ``mix``."""
         return [task for one, size in self._shares(count) for task in one._drawn(one._generate, size, seed, split, mix)]
 
-    def lessons(self, count: int, seed: int) -> list[Task]:
-        """``count`` problems of the training split to learn from."""
-        shares = self._shares(count)
+    def lessons(self, count: int, seed: int, apart: Sequence[Task] = ()) -> list[Task]:
+        """``count`` problems of the training split to learn from; none has the trace of one of ``apart``, on which the
+        student is measured (a trace may end before its problem does)."""
+        shares, traces = self._shares(count), {task.solution for task in apart}
         drawn = (
-            one._drawn(one.generate_lessons or one._generate, size, seed, "train", TO_LEARN) for one, size in shares
+            one._drawn(one.generate_lessons or one._generate, size, seed + 7, "train", TO_LEARN, traces)
+            for one, size in shares
         )
         return [task for tasks in drawn for task in tasks]
+
+    def stage_problems(self, count: int, seed: int) -> list[Task]:
+        """What all stages are measured on: ``count`` problems of the test split."""
+        return self.problems(count, seed + 13, "test")
+
+    def drawn_suites(self, share: float, seed: int) -> list[tuple[Suite, list[Task]]]:
+        """The suites with their problems, ``share`` of each."""
+        return [(suite, suite.draw(round(share * suite.size), seed + 17)) for suite in self.suites if share]
 
     @property
     def _generate(self) -> Callable[[int, int, Difficulty], list[Task]]:
@@ -83,6 +93,7 @@ class StrategyFamily:
         seed: int,
         split: Split,
         mix: Mix,
+        apart: Collection[str | None] = (),
     ) -> list[Task]:
         chosen: list[Task] = []
         short = 0  # easy problems may run out: harder ones take their place
@@ -90,7 +101,7 @@ class StrategyFamily:
             wanted = share + short
             # a split holds 80 % or 10 % of all problems: draw until all classes are full
             drawn = generate(40 + wanted * (4 if split == "train" else 30), seed, level)
-            inside = [task for task in drawn if task.split == split]
+            inside = [task for task in drawn if task.split == split and task.solution not in apart]
             taken = _balanced(inside, self.classes, wanted) if self.classes else inside[:wanted]
             short = wanted - len(taken)
             chosen += taken

@@ -46,11 +46,13 @@ def learn_strategy(
     out: Path,
     *,
     traces: int,
+    apart: Sequence[Task] = (),
     teacher: StrategyTeacher | None = None,
     seed: int,
     progress: Progress = silent,
 ) -> StrategyReport:
-    """Write ``STRATEGY_FILE`` and traces.jsonl, on training problems balanced over their classes.
+    """Write ``STRATEGY_FILE`` and traces.jsonl, on training problems balanced over their classes, none with a trace of
+    ``apart``.
 
     Without ``teacher`` the solver writes the traces. They execute its last strategy, whatever the journal found to help
     a prompt most: the untrained student cannot follow any (that is what the adapter is for). A ``teacher`` executes the
@@ -61,7 +63,7 @@ def learn_strategy(
             giving the commonest answer would do as well.
     """
     kept = json.loads((journal / "strategies.json").read_text())
-    tasks = family.lessons(traces, seed + 7)
+    tasks = family.lessons(traces, seed, apart)
     drawn = len(tasks)
     if teacher is None:
         text = family.strategies[-1]

@@ -46,7 +46,7 @@ def asker(server: WireServer, tmp_path: Path) -> Iterator[Asker]:
 def solved() -> dict[str, str]:
     """The right answers to all that these tests ask."""
     drawn = [FAMILY.problems(12, 101 * batch, "train") for batch in range(6)]
-    return {task.prompt: str(task.answer) for tasks in (*drawn, FAMILY.lessons(24, 7)) for task in tasks}
+    return {task.prompt: str(task.answer) for tasks in (*drawn, FAMILY.lessons(24, 0)) for task in tasks}
 
 
 def pupil(path: str, body: dict[str, Any]) -> Any:
