@@ -102,10 +102,12 @@ def accuracy(answers: Sequence[Answered]) -> Proportion:
 
 
 def majority_of(tasks: Sequence[Task]) -> Proportion:
-    """What giving each family's commonest answer gets."""
-    names = {task.family for task in tasks}
-    each = [majority_baseline([str(task.answer) for task in tasks if task.family == name]) for name in names]
-    return Proportion(sum(one.successes for one in each), len(tasks))
+    """What giving each family's commonest answer gets; where a task has no short answer, nothing does."""
+    answers: dict[str, list[str]] = {}
+    for task in tasks:
+        if task.answer is not None:
+            answers.setdefault(task.family, []).append(task.answer)
+    return Proportion(sum(majority_baseline(known).successes for known in answers.values()), len(tasks))
 
 
 def discordant(first: Sequence[Answered], second: Sequence[Answered]) -> tuple[int, int]:

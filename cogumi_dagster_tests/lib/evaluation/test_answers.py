@@ -8,8 +8,10 @@ from cogumi_dagster.lib.evaluation.answers import (
     answer_tasks,
     by_family,
     machine_seconds,
+    majority_of,
     room_for,
 )
+from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.tasks import FAMILIES, draw_tasks
 from cogumi_dagster.lib.tasks.base import Task, Verdict
@@ -62,3 +64,12 @@ def test_an_answer_has_the_room_that_its_family_needs() -> None:
     assert room_for(TASKS[0]) == MAX_TOKENS
     for name, family in FAMILIES.items():
         assert room_for(Task("x", name, "easy", "p")) == family.max_tokens
+
+
+def test_the_commonest_answer_of_each_family_is_the_baseline() -> None:
+    def tasks(family: str, *answers: str | None) -> list[Task]:
+        return [Task("math", family, "easy", f"{family} {n}", answer=answer) for n, answer in enumerate(answers)]
+
+    closed, open_ended = tasks("a", "YES", "YES", "NO"), tasks("b", None, None)
+    assert majority_of([*closed, *tasks("c", "1", "2")]) == Proportion(3, 5)
+    assert majority_of([*closed, *open_ended]) == Proportion(2, 5) and majority_of(open_ended) == Proportion(0, 2)
