@@ -16,13 +16,15 @@ from cogumi_dagster.lib.report.card import HTML, MARKDOWN
 from resources import build_resources
 
 NOT_EVALUATED = {
+    ("cascade_examples", "tiers_on_target"),
     ("modifier_evaluation", "kept_share"),
     ("modifier_evaluation", "keeps_successes"),
+    ("router_model", "auroc"),
     ("router_model", "recovers_gain"),
     ("strategy_evaluation", "suites_reach_aims"),
 }
-"""Checks whose figure a random student may not give: it has no right answer to keep, modifiers win it nothing that a
-router could recover, and it takes no suite. Every other check must have one."""
+"""Checks whose figure this profile may not give: a random student has no right answer to keep or to rank by, modifiers
+win it nothing that a router could recover, it takes no suite, and its cascade lacks a tier. Every other must have one."""
 
 
 @pytest.fixture(scope="module")
