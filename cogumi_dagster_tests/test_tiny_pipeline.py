@@ -24,7 +24,7 @@ NOT_EVALUATED = {
     ("strategy_evaluation", "suites_reach_aims"),
 }
 """Checks whose figure this profile may not give: a random student has no right answer to keep or to rank by, modifiers
-win it nothing that a router could recover, it takes no suite, and its cascade lacks a tier. Every other must have one."""
+win nothing that a router could recover, it takes no suite, and its cascade lacks a tier. Every other must have one."""
 
 
 @pytest.fixture(scope="module")
