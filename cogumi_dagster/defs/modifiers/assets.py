@@ -19,7 +19,7 @@ from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, 
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
-from cogumi_dagster.lib.modifiers.train import modifier_pairs, replayed_answer, split_lessons, train_on_served_weights
+from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, taught, train_on_served_weights
 from cogumi_dagster.lib.routing.examples import router_tasks, system_tasks
 from cogumi_dagster.lib.tasks import family_version, verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -257,10 +257,7 @@ def modifier_evaluation(step: Step) -> ModifierReport:
             noise_seeds=modifiers.noise_seeds,
             cross_domain_tasks=modifiers.cross_domain_tasks,
             humaneval=step.profile.humaneval_problems,
-            lessons=[
-                *((Task.from_json(row["task"]), row["response"]) for row in _answered(step)),
-                *((Task.from_json(row["task"]), replayed_answer(row)) for row in _successes(step)),
-            ],
+            lessons=taught(_answered(step), _successes(step)),
             seed=step.profile.seed,
             progress=step.progress,
         )

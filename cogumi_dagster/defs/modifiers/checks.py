@@ -19,7 +19,7 @@ def _off_target(report: Mapping[str, Any]) -> int | None:
 
 
 DOMAIN_FAILURES = (
-    Claim("enough_failures", "failures", "wrong answers of the base to learn from", at_least=10),
+    Claim("enough_failures", "failures", "wrong answers of the base to learn from", at_least=10, blocking=True),
     Claim("verifier_accepts_solver", "solver_passes", "exact solutions that their own verifier accepts", at_least=1.0, blocking=True),
     Claim("all_judged", lambda m: m["not_run"] / m["tasks"], "share of tasks that could not be judged (no sandbox)", at_most=0.0),
 )  # fmt: skip

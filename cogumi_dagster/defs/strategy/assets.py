@@ -99,17 +99,13 @@ def learned_strategy(step: Step) -> StrategyReport:
     """The strategy as text, and worked traces of it on training problems, each accepted by its verifier. Offline the
     solver writes both."""
     strategy, family, seed = step.profile.strategy, strategy_family(step.name), step.profile.seed
-    suites = family.drawn_suites(strategy.suite_share, seed)
     with _teacher(step) as teacher:
         return learn_strategy(
             step.path("strategy_journal"),
             family,
             step.out,
             traces=strategy.traces,
-            apart=[
-                *family.stage_problems(strategy.test_problems, seed),
-                *(task for _, drawn in suites for task in drawn),
-            ],
+            apart=family.measured_on(strategy.test_problems, strategy.suite_share, seed),
             teacher=teacher,
             seed=seed,
             progress=step.progress,

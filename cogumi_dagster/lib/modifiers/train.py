@@ -12,6 +12,7 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.launch import train_lora_on
 from cogumi_dagster.lib.training.lora import TrainingReport
@@ -120,6 +121,12 @@ def modifier_pairs(
     random.Random(seed).shuffle(replayed)
     keep = min(len(replayed), round(replay_share * len(lessons) / max(1e-9, 1 - replay_share)))
     return lessons + [Pair(row["task"]["prompt"], replayed_answer(row), REPLAY) for row in replayed[:keep]]
+
+
+def taught(cascade: Sequence[dict[str, Any]], successes: Sequence[dict[str, Any]]) -> list[tuple[Task, str]]:
+    """All tasks that a modifier may have learned from, each with the answer that is taught."""
+    answers = [(row, row["response"]) for row in cascade] + [(row, replayed_answer(row)) for row in successes]
+    return [(Task.from_json(row["task"]), answer) for row, answer in answers]
 
 
 def replayed_answer(success: Mapping[str, Any]) -> str:

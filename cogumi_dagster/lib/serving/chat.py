@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 
 Turn = dict[str, Any]
 
-MAX_TOKENS = 256
 EXAMPLES = (
     "Write a Python function that returns the squares of the even numbers in a list.",
     "Ann has 3 boxes with 12 pens each and gives away 7 pens. How many are left?",
@@ -127,9 +126,7 @@ async def converse(base_url: str, token: str, text: str, turns: list[Turn], mode
         with plain_errors(base_url):
             async with (
                 connect_async(base_url, token) as client,
-                await client.chat.completions.create(
-                    model=model, messages=messages, max_tokens=MAX_TOKENS, stream=True
-                ) as stream,
+                await client.chat.completions.create(model=model, messages=messages, stream=True) as stream,
             ):
                 async for chunk in stream:
                     routing = routing_of(chunk) or routing

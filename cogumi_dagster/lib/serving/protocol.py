@@ -12,7 +12,6 @@ from cogumi_dagster.lib.errors import nearest
 from cogumi_dagster.lib.inference.base import Completion, Message
 from cogumi_dagster.lib.serving.answering import Params, Routed
 
-DEFAULT_MAX_TOKENS = 256
 MAX_MESSAGES = 512
 MAX_STOPS = 4
 """OpenAI's own limit."""
@@ -131,7 +130,7 @@ class GenerationRequest(Strict):
         if asked is not None and asked > context:
             raise RequestError(400, f"max_tokens is at most {context}, the context of this server", param="max_tokens")
         return Params(
-            max_tokens=asked or min(DEFAULT_MAX_TOKENS, context),
+            max_tokens=asked or min(Params.max_tokens, context),
             temperature=self.temperature or 0.0,
             top_p=1.0 if self.top_p is None else self.top_p,
             seed=self.seed or 0,

@@ -78,6 +78,11 @@ class StrategyFamily:
         """The suites with their problems, ``share`` of each."""
         return [(suite, suite.draw(round(share * suite.size), seed + 17)) for suite in self.suites if share]
 
+    def measured_on(self, count: int, share: float, seed: int) -> list[Task]:
+        """All that a student is measured on: ``count`` problems of the stages, and ``share`` of each suite."""
+        suites = self.drawn_suites(share, seed)
+        return [*self.stage_problems(count, seed), *(task for _, drawn in suites for task in drawn)]
+
     @property
     def _generate(self) -> Callable[[int, int, Difficulty], list[Task]]:
         return self.generate or FAMILIES[self.name].generate

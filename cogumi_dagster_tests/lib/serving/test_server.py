@@ -173,7 +173,7 @@ def test_parameters_reach_the_engine_and_harmless_fields_do_not_hurt(quiet_room,
 
 def test_defaults_are_greedy(quiet_room) -> None:
     post(quiet_room, HARD | {"model": "cogumi-base", "temperature": None, "stop": None})
-    wanted = {"max_tokens": 256, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": (), "logprobs": False}
+    wanted = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": (), "logprobs": False}
     assert quiet_room.engine.samplings == [wanted]
 
 

@@ -225,6 +225,6 @@ def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
 @pytest.mark.parametrize("name", ["scheduling", "circuit_logic"])
 def test_no_lesson_has_the_trace_of_a_problem_that_is_measured_on(name: str) -> None:
     family = strategy_family(name)
-    measured = [*family.stage_problems(60, 0), *(task for _, drawn in family.drawn_suites(0.2, 0) for task in drawn)]
+    measured = family.measured_on(60, 0.2, 0)
     lessons = family.lessons(300, 0, measured)
     assert len(lessons) == 300 and not {task.solution for task in lessons} & {task.solution for task in measured}

@@ -191,3 +191,30 @@ def test_an_answer_that_was_cut_off_is_wrong() -> None:
     assert verify(task, said.text).passed is True and judged(task, said).passed is False
     said.finish_reason = "stop"
     assert judged(task, said).passed is True
+
+
+@pytest.mark.parametrize(
+    "name", ["products", "gcd", "leg_counting", "fraction_simplification", "simple_equations", "weekday_offset"]
+)
+def test_every_step_of_a_calculation_holds(name: str) -> None:
+    seen = 0
+    for difficulty in DIFFICULTIES:
+        for task in get_family(name).generate(60, 0, difficulty):
+            for step, value in re.findall(r"(?<![\w*+/-])(\d+(?: ?[-+*/] ?\d+)+) ?= ?(-?\d+)", str(task.solution)):
+                assert eval(step) == int(value), task.solution
+                seen += 1
+    assert seen > 180
+
+
+def test_a_product_is_added_up_to_its_answer_and_letters_are_numbered_as_they_come() -> None:
+    for difficulty in DIFFICULTIES:
+        for task in get_family("products").generate(60, 0, difficulty):
+            *_, last = re.sub(r"\nAnswer.*", "", str(task.solution)).split()
+            assert last == task.answer
+        for task in get_family("letter_counting").generate(60, 0, difficulty):
+            target, text = re.findall(r'"(.+?)"', task.prompt)[:2]
+            signs = [sign for word in text.lower().split() for sign in word]
+            written = re.split(r",? ", str(task.solution).splitlines()[0])
+            hits = [sign[len(target) :] for sign in written if sign.startswith(target) and sign != target]
+            assert [sign if sign[0] != target else target for sign in written] == signs
+            assert hits == [str(number) for number in range(1, int(str(task.answer)) + 1)]
