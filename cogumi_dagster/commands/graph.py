@@ -14,7 +14,7 @@ from rich.markup import escape
 from cogumi_dagster.commands.terminal import RunProgress, console, duration, estimate, print_table
 from cogumi_dagster.defs import artifact
 from cogumi_dagster.defs.automation import observe_teacher_data
-from cogumi_dagster.defs.pipeline import NodeResult, plan, reconcile, run_nodes
+from cogumi_dagster.defs.pipeline import Node, NodeResult, plan, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.report.card import HTML, artifact_table, check_table, size
@@ -43,6 +43,7 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
     for run_id in reconcile(instance):
         console.print(f"[dim]settled the run {run_id[:8]}, which a crash had left running[/]")
     console.print(f"Profile {settings.profile.name}: {len(todo)} of {len(nodes)} artifacts to make, in {store.root}")
+    _say_what_is_stale(nodes, select)
     progress = RunProgress(nodes, settings.profile.name)
     artifact.listeners.append(progress)
     started = time.monotonic()
@@ -52,6 +53,18 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
         artifact.listeners.remove(progress)
     fresh = sum(node.chosen and not node.reason for node in nodes)
     return _summary(results, fresh, time.monotonic() - started)
+
+
+def _say_what_is_stale(nodes: Sequence[Node], select: Sequence[str]) -> None:
+    """Inputs of what is to be made that are not up to date themselves, and were not asked for."""
+    stale = [node for node in nodes if node.stale]
+    if not stale:
+        return
+    console.print(f"[yellow]{len(stale)} input(s) of these are out of date and are used as they are:[/]")
+    for node in stale:
+        console.print(escape(f"  {node.label}: {node.stale}"))
+    asked = " ".join(f"--select +{name.lstrip('+')}" for name in select)
+    console.print(f"mend: [bold]{escape(asked)}[/], with a + in front, makes them anew too")
 
 
 def _summary(results: Sequence[NodeResult], fresh: int, seconds: float) -> int:
@@ -113,6 +126,7 @@ def show_plan(as_json: bool, select: Sequence[str] = (), partition: str | None =
     times = list(progress.expected.values())
     time = f", about {estimate(sum(times), times.count(0))}" if sum(times) else ""
     console.print(f"{len(times)} of {len(nodes)} artifacts to make{time}.")
+    _say_what_is_stale(nodes, select)
 
 
 def show_status(as_json: bool) -> None:

@@ -7,7 +7,7 @@ for each block of assets and partition. ``cogumi run`` and ``full_pipeline_job``
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ class Node:
     """What its last making took; 0 where there was none."""
     chosen: bool = True
     """Whether it was asked for; the others have no reason either."""
+    stale: str = ""
+    """Why it is not up to date, where something that has a reason is made from it and it was not asked for."""
 
     @property
     def label(self) -> str:
@@ -88,6 +90,8 @@ def _specs() -> dict[str, dg.AssetSpec]:
 
 Keys = dict[str, list[str | None]]
 """The partitions of each asset that count in a run."""
+Slot = tuple[str, str | None]
+"""An asset and one of its partitions."""
 
 
 def _keys(
@@ -100,9 +104,7 @@ def _keys(
     return {name: partitions_made(spec.partitions_def, profile, store, asked) for name, spec in specs.items()}
 
 
-def _parents(
-    specs: dict[str, dg.AssetSpec], keys: Keys, name: str, partition: str | None
-) -> Iterator[tuple[str, str | None]]:
+def _parents(specs: dict[str, dg.AssetSpec], keys: Keys, name: str, partition: str | None) -> Iterator[Slot]:
     """The inputs of a node: the same partition where parent and child share partitions, else all of the parent's."""
     for dep in specs[name].deps:
         parent = dep.asset_key.path[-1]
@@ -125,22 +127,26 @@ def plan(
     chosen = _chosen(specs, keys, select, partition)
     current = {(name, key): store.recorded(name, key) for name in specs for key in keys[name]}
     versions = {slot: manifest.data_version for slot, manifest in current.items() if manifest}
-    nodes: list[Node] = []
-    due: set[tuple[str, str | None]] = set()
-    for name in _blocks_in_order(specs):
-        for key in keys[name]:
-            slot = (name, key)
-            reason = _reason(specs, keys, settings, name, key, current, versions, due) if slot in chosen else ""
-            if reason:
-                due.add(slot)
-            manifest = current[slot]
-            nodes.append(Node(name, key, reason, manifest.seconds if manifest else 0.0, slot in chosen))
+    order = [(name, key) for name in _blocks_in_order(specs) for key in keys[name]]
+
+    def reasons(asked: set[Slot]) -> dict[Slot, str]:
+        found: dict[Slot, str] = {}
+        for slot in order:
+            found[slot] = _reason(specs, keys, settings, slot, current, versions, found) if slot in asked else ""
+        return found
+
+    wanted, everything = reasons(chosen), reasons(set(order))
+    used = {parent for slot in order if wanted[slot] for parent in _upstream(specs, keys, *slot)} - chosen
+    nodes = []
+    for slot in order:
+        manifest = current[slot]
+        seconds = manifest.seconds if manifest else 0.0
+        stale = everything[slot] if manifest and slot in used else ""
+        nodes.append(Node(*slot, wanted[slot], seconds, slot in chosen, stale))
     return nodes
 
 
-def _chosen(
-    specs: dict[str, dg.AssetSpec], keys: Keys, select: Sequence[str], partition: str | None
-) -> set[tuple[str, str | None]]:
+def _chosen(specs: dict[str, dg.AssetSpec], keys: Keys, select: Sequence[str], partition: str | None) -> set[Slot]:
     """Which nodes were asked for: the assets of ``select`` (all, where there are none), of one partition if given.
 
     ``+NAME`` is an asset with all that is upstream of it, ``NAME+`` with all that is downstream (with a partition: what
@@ -173,10 +179,8 @@ def _chosen(
     return found
 
 
-def _upstream(
-    specs: dict[str, dg.AssetSpec], keys: Keys, name: str, partition: str | None
-) -> set[tuple[str, str | None]]:
-    found: set[tuple[str, str | None]] = set()
+def _upstream(specs: dict[str, dg.AssetSpec], keys: Keys, name: str, partition: str | None) -> set[Slot]:
+    found: set[Slot] = set()
     waiting = [(name, partition)]
     while waiting:
         parents = set(_parents(specs, keys, *waiting.pop())) - found
@@ -189,12 +193,12 @@ def _reason(
     specs: dict[str, dg.AssetSpec],
     keys: Keys,
     settings: ProfileResource,
-    name: str,
-    key: str | None,
-    current: dict[tuple[str, str | None], Manifest | None],
-    versions: dict[tuple[str, str | None], str],
-    due: set[tuple[str, str | None]],
+    slot: Slot,
+    current: dict[Slot, Manifest | None],
+    versions: dict[Slot, str],
+    reasons: Mapping[Slot, str],
 ) -> str:
+    name, key = slot
     parents = list(_parents(specs, keys, name, key))
     metadata = specs[name].metadata
     # first of all: a teacher that the catalogue does not have is an error now, and not after hours
@@ -202,10 +206,10 @@ def _reason(
     if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps):
         teachers |= teacher_versions(settings, [str(key)])
     given = teachers | task_versions(metadata[TASKS_KEY], key)
-    manifest = current[name, key]
+    manifest = current[slot]
     if manifest is None:
         return "not made yet"
-    upstream = [slot for slot in parents if slot in due]
+    upstream = [parent for parent in parents if reasons.get(parent)]
     if upstream:
         return f"after {upstream[0][0]}" + (f" and {len(upstream) - 1} more" if len(upstream) > 1 else "")
     inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents} | given
@@ -246,7 +250,7 @@ def run_nodes(
     tags = {PIPELINE_TAG: uuid.uuid4().hex, **(tags or {})}
     job = definitions.resolve_implicit_global_asset_job_def()
     results: list[NodeResult] = []
-    bad: set[tuple[str, str | None]] = set()
+    bad: set[Slot] = set()
     for block in _blocks(specs, todo):
         runnable = []
         for node in block:

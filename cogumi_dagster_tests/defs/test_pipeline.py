@@ -275,6 +275,23 @@ def test_a_plus_means_all_upstream_or_downstream(empty: Store) -> None:
     )
 
 
+def test_inputs_that_are_out_of_date_and_not_asked_for_are_named(full: Store) -> None:
+    full.make("awq_checkpoint", None, "other bytes")
+    full.make("domain_failures", "code", "so that it is to be made, for a reason of its own")
+    (full.store.root / "domain_failures" / "code" / "CURRENT.json").unlink()
+    nodes = full.plan("domain_failures", partition="code")
+    assert [node.label for node in nodes if node.reason] == ["domain_failures[code]"]
+    assert {node.label: node.stale for node in nodes if node.stale} == {
+        "gguf_model": "awq_checkpoint has changed",
+    }
+    assert not any(node.stale for node in full.plan())
+    assert not any(node.stale for node in full.plan("student_model"))
+
+
+def test_inputs_that_were_never_made_are_not_called_out_of_date(empty: Store) -> None:
+    assert not any(node.stale for node in empty.plan("curated_examples"))
+
+
 def test_select_and_partition_mean_that_partition_of_these_assets(empty: Store) -> None:
     assert empty.due("source_examples", "curated_examples", partition="math") == {
         ("source_examples", "math"), ("curated_examples", "math"),

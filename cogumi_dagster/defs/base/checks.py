@@ -22,7 +22,6 @@ TRIMMED_STUDENT = (
     Claim("perplexity_kept", "perplexity_ratio", "perplexity against the untrimmed student", at_most="trim_perplexity_ratio"),
 )  # fmt: skip
 BASE_ADAPTER = (
-    Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),
     Claim(
         "loss_fell",
         ratio("loss_last", "loss_first"),

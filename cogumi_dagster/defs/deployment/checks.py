@@ -3,7 +3,6 @@
 from cogumi_dagster.defs.claims import Claim
 
 SERVING_BUNDLE = (
-    Claim("files", "files", "files in the bundle, all hashed and verified on opening", at_least=5, blocking=True),
     Claim("modifiers", lambda m: len(m["adapter_bytes"]), "modifiers that are served", at_least=1),
     Claim(
         "gates_passed",

@@ -20,7 +20,6 @@ def _off_target(report: Mapping[str, Any]) -> int | None:
 
 DOMAIN_FAILURES = (
     Claim("enough_failures", "failures", "wrong answers of the base to learn from", at_least=10, blocking=True),
-    Claim("verifier_accepts_solver", "solver_passes", "exact solutions that their own verifier accepts", at_least=1.0, blocking=True),
     Claim("all_judged", lambda m: m["not_run"] / m["tasks"], "share of tasks that could not be judged (no sandbox)", at_most=0.0),
 )  # fmt: skip
 FAILURE_PATTERNS = (
@@ -33,7 +32,6 @@ CASCADE_EXAMPLES = (
     Claim("tiers_on_target", _off_target, "tiers whose share of the accepted answers is not as wanted (60-70, 20-25, 10-15 %)", at_most=0),
 )  # fmt: skip
 MODIFIER_ADAPTER = (
-    Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),
     Claim("loss_fell", ratio("loss_last", "loss_first"), "training loss, last fifth of the steps over the first", at_most=0.999),
 )  # fmt: skip
 PACKAGED_MODIFIER = (

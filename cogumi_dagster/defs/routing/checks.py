@@ -12,11 +12,9 @@ CONFIDENCE_CALIBRATION = (
 ROUTER_MODEL = (
     Claim("auroc", "of_router.auroc", "area under the ROC of 'the base is right'", at_least="auroc"),
     Claim("decides_fast", "milliseconds_median", "milliseconds a decision, median", at_most="router_ms"),
-    Claim("parameters", "parameters", "parameters of the 128-64-32-1 network", at_least=10369, blocking=False),
     Claim("recovers_gain", "gain_recovered", "share of the oracle's gain over the base recovered", at_least=0.3),
 )
 ESCALATION_DETECTOR = (
     Claim("accuracy", "accuracy", "accuracy on held-out groups of paraphrases", at_least="escalation_accuracy"),
     Claim("recall_dissatisfied", "recall_dissatisfied", "dissatisfied messages found", at_least="escalation_recall"),
-    Claim("small", "bytes", "bytes of the saved detector", at_most=3_000_000, blocking=True),
 )

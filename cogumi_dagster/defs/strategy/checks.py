@@ -23,7 +23,6 @@ LEARNED_STRATEGY = (
     Claim("classes_balanced", "imbalance", "largest difference between the shares of a family's classes; of open answers, repeats of the commonest", at_most=0.05),
 )  # fmt: skip
 STRATEGY_ADAPTER = (
-    Claim("supervised", "supervised_tokens", "tokens that carried loss", at_least=1, blocking=True),
     Claim("loss_fell", ratio("loss_last", "loss_first"), "training loss, last fifth of the steps over the first", at_most=0.999),
 )  # fmt: skip
 STRATEGY_EVALUATION = (

@@ -18,6 +18,7 @@ FAMILIES: dict[str, Family] = {
     "code_output": code.CODE_OUTPUT,
     "code_expression": code.CODE_EXPRESSION,
     "code_value": code.CODE_VALUE,
+    "code_definition": code.CODE_DEFINITION,
     "scheduling": SCHEDULING,
     "spell_backward": reasoning.SPELL_BACKWARD,
     "letter_counting": reasoning.LETTER_COUNTING,

@@ -6,7 +6,10 @@ from decimal import Decimal, InvalidOperation
 from cogumi_dagster.lib.tasks.base import Verdict
 
 _STATED = re.compile(r"\banswer\b[*_ \t]*[:=][*_ \t]*([^\n]*)", re.IGNORECASE)
-_SAID = re.compile(r"^.*\banswer is\b:?", re.IGNORECASE)
+_SAID = re.compile(
+    r"^(?!.*\b(?:not|\w+n['\u2019]t|never|whether|if|unless|think|doubt)\b.*\banswer is\b).*\banswer is\b:?", re.IGNORECASE
+)
+"""A beginning that says what the answer is, and does not doubt or deny it."""
 _NUMBER = re.compile(
     r"(?<![\w^.])(?P<sign>[-+\u2212]?)(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?"
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})\b|\s*[x\u00d7*]\s*10\s*\^\s*\(?(?P<power>[-+\u2212]?\d{1,3})\)?)?"

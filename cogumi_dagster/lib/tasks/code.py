@@ -1,4 +1,4 @@
-"""Code: write a function, say what a call returns, write an expression, work out an expression's value.
+"""Code: write or complete a function, say what a call returns, write an expression, work out an expression's value.
 
 Model text runs only in the sandbox, with inputs that go in and values that are compared outside. Where there
 is no sandbox the verdict is "not run", never a guess.
@@ -7,17 +7,19 @@ is no sandbox the verdict is "not run", never a guess.
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Any
 
 from cogumi_dagster.lib.sandbox import Sandbox, compare, same, sandbox_available
 from cogumi_dagster.lib.tasks.base import Difficulty, Task, Verdict
-from cogumi_dagster.lib.tasks.code_requests import draw_request, steps_of, value_of
+from cogumi_dagster.lib.tasks.code_requests import Request, draw_request, steps_of, value_of
 from cogumi_dagster.lib.tasks.drawing import distinct, seeded
 from cogumi_dagster.lib.tasks.library_functions import Example, LibraryFunction, library_functions
 
 _LINES: Mapping[Difficulty, tuple[int, int]] = {"easy": (1, 3), "medium": (4, 8), "hard": (9, 16)}
 """Lines of the library's own body."""
 _SANDBOX = Sandbox(seconds=4.0, memory_mb=256)
+_NAMES = ("solve", "compute", "process", "transform", "get_result", "calculate", "find", "answer", "evaluate", "apply")
 _LONGEST = 8_000
 """Characters of a response that are looked at. A right answer has a few hundred."""
 
@@ -142,8 +144,7 @@ class CodeOutput:
 
 
 class CodeExpression:
-    """Write one expression for a request; it runs in the sandbox on several inputs. Requests for one expression are of
-    one split, whatever the input that is shown."""
+    """Write one expression for a request; it runs in the sandbox on several inputs."""
 
     name = "code_expression"
     domain = "code"
@@ -154,13 +155,10 @@ class CodeExpression:
         rng = seeded(self.name, difficulty, seed)
 
         def make() -> Task | None:
-            request, parameters, inputs = draw_request(rng, difficulty, inputs=5)
-            expression = request.expression.format(**parameters)
-            examples = [
-                {"input": repr(given), "value": repr(value_of(expression, request.variable, given))} for given in inputs
-            ]
-            if len({one["value"] for one in examples}) == 1:
-                return None  # a constant would pass
+            asked = _asked(rng, difficulty)
+            if asked is None:
+                return None
+            request, parameters, expression, examples = asked
             shown = examples[0]
             return Task(
                 domain=self.domain,
@@ -172,7 +170,7 @@ class CodeExpression:
                 payload={"variable": request.variable, "examples": examples},
                 answer=expression,
                 solution=f"```python\n{expression}\n```",
-                split_by=f"{self.name} {expression}",
+                split_by=_split_by(expression),
             )
 
         return distinct(make, count)
@@ -187,6 +185,65 @@ class CodeExpression:
             for one in task.payload["examples"]
         ]
         return run_examples("", calls)
+
+
+class CodeDefinition:
+    """Complete a function from its header and docstring, with what an expression for a request gives."""
+
+    name = "code_definition"
+    domain = "code"
+    max_tokens = 128
+    version = "1"
+
+    def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
+        rng = seeded(self.name, difficulty, seed)
+
+        def make() -> Task | None:
+            asked = _asked(rng, difficulty)
+            if asked is None:
+                return None
+            request, parameters, expression, examples = asked
+            name = seeded(self.name, expression).choice(_NAMES)
+            header = f"def {name}({request.variable}):"
+            shown = "".join(f"    >>> {name}({one['input']})\n    {one['value']}\n" for one in examples[:2])
+            return Task(
+                domain=self.domain,
+                family=self.name,
+                difficulty=difficulty,
+                prompt="Complete this Python function. Reply with one Python code block that holds the whole "
+                f'function.\n\n```python\n{header}\n    """Return {request.words.format(**parameters)}.\n\n{shown}'
+                '    """\n```',
+                payload={
+                    "name": name,
+                    "examples": [{"call": f"{name}({one['input']})", "value": one["value"]} for one in examples],
+                },
+                answer=expression,
+                solution=f"```python\n{header}\n    return {expression}\n```",
+                split_by=_split_by(expression),
+            )
+
+        return distinct(make, count)
+
+    def verify(self, task: Task, response: str) -> Verdict:
+        return CODE_FUNCTION.verify(task, response)
+
+
+def _asked(
+    rng: Random, difficulty: Difficulty
+) -> tuple[Request, Mapping[str, Any], str, Sequence[Mapping[str, str]]] | None:
+    """A request with its parameters, its expression and five inputs with their values; None where all values are one,
+    so that a constant would pass."""
+    request, parameters, inputs = draw_request(rng, difficulty, inputs=5)
+    expression = request.expression.format(**parameters)
+    examples = [
+        {"input": repr(given), "value": repr(value_of(expression, request.variable, given))} for given in inputs
+    ]
+    return (request, parameters, expression, examples) if len({one["value"] for one in examples}) > 1 else None
+
+
+def _split_by(expression: str) -> str:
+    """Requests for one expression are of one split, whatever the input that is shown, and whoever asks."""
+    return f"code_expression {expression}"
 
 
 class CodeValue:
@@ -255,4 +312,5 @@ def _expression(response: str) -> str | None:
 CODE_FUNCTION = CodeFunction()
 CODE_OUTPUT = CodeOutput()
 CODE_EXPRESSION = CodeExpression()
+CODE_DEFINITION = CodeDefinition()
 CODE_VALUE = CodeValue()

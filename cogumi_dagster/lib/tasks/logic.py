@@ -35,7 +35,7 @@ def _ask_circuit(entry: Entry) -> str:
     gates = "; ".join(f"{gate}({', '.join(names)})" for gate, names in map(_gate, facts["term_strings"]))
     return (
         f"Inputs: {inputs}. Gates: {gates}. The output is the {facts['final_gate'].lower()} of all gates.\n"
-        'Work out each gate, then the output, and end with a line "Answer: <0 or 1>".'
+        'Work it out step by step, then end with a line "Answer: <0 or 1>".'
     )
 
 
@@ -57,7 +57,7 @@ def _ask_courses(entry: Entry) -> str:
     pairs = ", ".join(f"{first}>{then}" for then, first in facts["prerequisites"])
     return (
         f"Courses 0 to {len(facts['courses']) - 1}, where a>b means a before b: {pairs}. Can all be taken?\n"
-        'Take the lowest course that waits for none, again and again, and end with a line "Answer: <True or False>".'
+        'Work it out step by step, then end with a line "Answer: <True or False>".'
     )
 
 
@@ -88,7 +88,7 @@ CIRCUIT = GymFamily(
         "medium": {"min_terms": 3, "max_terms": 3, "min_inputs": 2, "max_inputs": 3},
         "hard": {"min_terms": 4, "max_terms": 5, "min_inputs": 2, "max_inputs": 4},
     },
-    _ask_circuit, _work_circuit, final_text, facts=(), max_tokens=256, version="2",
+    _ask_circuit, _work_circuit, final_text, facts=(), max_tokens=256, version="3",
 )  # fmt: skip
 COURSES = GymFamily(
     "course_schedule", "reasoning", "course_schedule",
@@ -97,5 +97,5 @@ COURSES = GymFamily(
         "medium": {"min_num_courses": 5, "max_num_courses": 5, "max_cycle_length": 4, "max_num_prerequisites": 1},
         "hard": {"min_num_courses": 6, "max_num_courses": 6, "max_num_prerequisites": 1},
     },
-    _ask_courses, _work_courses, _read_truth, max_tokens=192,
+    _ask_courses, _work_courses, _read_truth, max_tokens=192, version="2",
 )  # fmt: skip

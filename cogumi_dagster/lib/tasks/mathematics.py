@@ -8,14 +8,11 @@ from cogumi_dagster.lib.tasks.answers import stated_answer
 from cogumi_dagster.lib.tasks.base import Difficulty
 from cogumi_dagster.lib.tasks.gym import Entry, GymFamily, Worked
 
-_END = 'end with a line "Answer: <number>".'
+_END = 'Work it out step by step, then end with a line "Answer: <number>".'
 
 
 def _ask_sum(entry: Entry) -> str:
-    return (
-        f"Calculate {entry['metadata']['expression']}.\nAdd up what is added and what is taken away, digit by digit, "
-        f"take the second from the first by its complement to nines, then {_END}"
-    )
+    return f"Calculate {entry['metadata']['expression']}.\n{_END}"
 
 
 def _work_sum(entry: Entry, _: Difficulty) -> Worked:
@@ -65,10 +62,7 @@ def _columns(left: str, right: str) -> str:
 
 
 def _ask_product(entry: Entry) -> str:
-    return (
-        f"Calculate {entry['metadata']['expression']}.\nMultiply one factor by each digit of the other, digit by digit "
-        f"from the right, add the parts, then {_END}"
-    )
+    return f"Calculate {entry['metadata']['expression']}.\n{_END}"
 
 
 def _work_product(entry: Entry, _: Difficulty) -> Worked:
@@ -99,10 +93,7 @@ def _times(number: int, digit: int) -> str:
 
 def _ask_gcd(entry: Entry) -> str:
     left, right = entry["metadata"]["numbers"]
-    return (
-        f"Find the greatest common divisor of {left} and {right}.\n"
-        f"Take the less from the more as often as it goes, and so on until nothing is left, then {_END}"
-    )
+    return f"Find the greatest common divisor of {left} and {right}.\n{_END}"
 
 
 def _work_gcd(entry: Entry, _: Difficulty) -> Worked:
@@ -122,7 +113,7 @@ def _euclid(large: int, small: int) -> list[str]:
 
 def _ask_equation(entry: Entry) -> str:
     variable, equation = entry["metadata"]["variable"], entry["metadata"]["equation"]
-    return f"Solve for {variable}: {equation}\nMove the constant, divide by the coefficient, then {_END}"
+    return f"Solve for {variable}: {equation}\n{_END}"
 
 
 def _work_equation(entry: Entry, _: Difficulty) -> Worked | None:
@@ -147,7 +138,7 @@ def _work_equation(entry: Entry, _: Difficulty) -> Worked | None:
 def _ask_factors(entry: Entry) -> str:
     return (
         f"Find the prime factorization of {entry['metadata']['number']}.\n"
-        'Divide by primes from the smallest, then end with a line "Answer: <factors>", such as 2 x 2 x 3 for 12.'
+        'Work it out step by step, then end with a line "Answer: <factors>", such as 2 x 2 x 3 for 12.'
     )
 
 
@@ -184,7 +175,7 @@ _POWERS = re.compile(r"(\d{1,9})(?:\s*(?:\^|\*\*)\s*\(?(\d{1,2})\)?)?")
 
 def _ask_legs(entry: Entry) -> str:
     animals = entry["question"].split(" if you have ")[1].strip().rstrip("?")
-    return f"How many legs do these animals have in total: {animals}?\nMultiply for each kind, add up, then {_END}"
+    return f"How many legs do these animals have in total: {animals}?\n{_END}"
 
 
 def _work_legs(entry: Entry, _: Difficulty) -> Worked:
@@ -206,8 +197,7 @@ def _ask_fraction(entry: Entry) -> str:
     facts = entry["metadata"]
     return (
         f"Simplify the fraction {facts['numerator']}/{facts['denominator']} to its lowest terms.\n"
-        "Find their greatest common divisor: take the less from the more as often as it goes, until nothing is left. "
-        'Divide both by it, then end with a line "Answer: <a>/<b>".'
+        'Work it out step by step, then end with a line "Answer: <a>/<b>".'
     )
 
 
@@ -231,7 +221,7 @@ _EQUATION = re.compile(r"(?<![\d.)%])(-?\d+(?:\.\d+)?) ?([-+*/x\u00d7]) ?(\d+(?:
 
 def _ask_word_problem(entry: Entry) -> str:
     question = entry["question"].split(" Give the result as")[0].strip()
-    return f"{question}\nWork it out in short steps, then {_END}"
+    return f"{question}\n{_END}"
 
 
 def _work_word_problem(entry: Entry, difficulty: Difficulty) -> Worked | None:
@@ -263,7 +253,7 @@ CHAIN_SUM = GymFamily(
         "medium": {"min_terms": 3, "max_terms": 4, "min_digits": 2, "max_digits": 2},
         "hard": {"min_terms": 4, "max_terms": 6, "min_digits": 2, "max_digits": 3},
     },
-    _ask_sum, _work_sum, max_tokens=448, version="2",
+    _ask_sum, _work_sum, max_tokens=448, version="3",
 )  # fmt: skip
 PRODUCTS = GymFamily(
     "products", "math", "products",
@@ -272,12 +262,12 @@ PRODUCTS = GymFamily(
         "medium": {"min_digits": 1, "max_digits": 2, "min_terms": 2, "max_terms": 2},
         "hard": {"min_digits": 2, "max_digits": 3, "min_terms": 2, "max_terms": 2},
     },
-    _ask_product, _work_product, max_tokens=384, version="2",
+    _ask_product, _work_product, max_tokens=384, version="3",
 )  # fmt: skip
 GCD = GymFamily(
     "gcd", "math", "gcd",
     {"easy": {"max_value": 30}, "medium": {"max_value": 120}, "hard": {"max_value": 1000}},
-    _ask_gcd, _work_gcd, max_tokens=320, version="2",
+    _ask_gcd, _work_gcd, max_tokens=320, version="3",
 )  # fmt: skip
 SIMPLE_EQUATIONS = GymFamily(
     "simple_equations", "math", "simple_equations",
@@ -286,7 +276,7 @@ SIMPLE_EQUATIONS = GymFamily(
         "medium": {"min_terms": 2, "max_terms": 2, "max_value": 20},
         "hard": {"min_terms": 3, "max_terms": 4, "max_value": 40},
     },
-    _ask_equation, _work_equation, max_tokens=96,
+    _ask_equation, _work_equation, max_tokens=96, version="2",
 )  # fmt: skip
 PRIME_FACTORS = GymFamily(
     "prime_factorization", "math", "prime_factorization",
@@ -295,7 +285,7 @@ PRIME_FACTORS = GymFamily(
         "medium": {"min_value": 60, "max_value": 300},
         "hard": {"min_value": 300, "max_value": 2000},
     },
-    _ask_factors, _work_factors, _read_factors, max_tokens=128, version="2",
+    _ask_factors, _work_factors, _read_factors, max_tokens=128, version="3",
 )  # fmt: skip
 LEG_COUNTING = GymFamily(
     "leg_counting", "math", "leg_counting",
@@ -304,7 +294,7 @@ LEG_COUNTING = GymFamily(
         "medium": {"min_animals": 3, "max_animals": 3, "max_instances": 9},
         "hard": {"min_animals": 4, "max_animals": 6, "max_instances": 15},
     },
-    _ask_legs, _work_legs, max_tokens=224, version="2",
+    _ask_legs, _work_legs, max_tokens=224, version="3",
 )  # fmt: skip
 FRACTIONS = GymFamily(
     "fraction_simplification", "math", "fraction_simplification",
@@ -313,11 +303,11 @@ FRACTIONS = GymFamily(
         "medium": {"max_value": 40, "max_factor": 12, "styles": ("plain",)},
         "hard": {"max_value": 200, "max_factor": 40, "styles": ("plain",)},
     },
-    _ask_fraction, _work_fraction, _read_fraction, max_tokens=352, version="2",
+    _ask_fraction, _work_fraction, _read_fraction, max_tokens=352, version="3",
     facts=("numerator", "denominator", "simplified_numerator", "simplified_denominator"),
 )  # fmt: skip
 WORD_PROBLEMS = GymFamily(
     "gsm_symbolic", "math", "gsm_symbolic",
     {"easy": {}, "medium": {}, "hard": {}},
-    _ask_word_problem, _work_word_problem, max_tokens=192,
+    _ask_word_problem, _work_word_problem, max_tokens=192, version="2",
 )  # fmt: skip

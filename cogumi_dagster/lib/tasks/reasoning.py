@@ -31,14 +31,15 @@ def _read_word(response: str) -> str:
 
 def _ask_letters(entry: Entry) -> str:
     return (
-        f"{entry['question']}\n"
-        "Capitals count too. Spell the words, number the letter wherever it comes, and end with a line "
+        f"{entry['question']}\nCapitals count too. Work it out step by step, then end with a line "
         '"Answer: <number>".'
     )
 
 
-def _work_letters(entry: Entry, _: Difficulty) -> Worked:
+def _work_letters(entry: Entry, _: Difficulty) -> Worked | None:
     letter, span = entry["metadata"]["target_letter"], entry["metadata"]["span"]
+    if not letter.isalpha():
+        return None  # a sign that is numbered must not look like its number
     found, words = 0, []
     for word in span:
         spelled = []
@@ -150,7 +151,7 @@ def _work_cube(entry: Entry, _: Difficulty) -> Worked:
 
 def _ask_weekday(entry: Entry) -> str:
     question = re.split(r"(?<=\?) ", entry["question"])[0]
-    return f'{question}\nTake away whole weeks, count on from the weekday, and end with a line "Answer: <weekday>".'
+    return f'{question}\nWork it out step by step, then end with a line "Answer: <weekday>".'
 
 
 def _work_weekday(entry: Entry, _: Difficulty) -> Worked:
@@ -188,7 +189,7 @@ LETTER_COUNTING = GymFamily(
         "medium": {"min_words": 4, "max_words": 6},
         "hard": {"min_words": 7, "max_words": 10},
     },
-    _ask_letters, _work_letters, read_number, max_tokens=256, version="2",
+    _ask_letters, _work_letters, read_number, max_tokens=256, version="3",
 )  # fmt: skip
 NUMBER_FILTERING = GymFamily(
     "number_filtering", "reasoning", "number_filtering",
@@ -233,5 +234,5 @@ WEEKDAY_OFFSET = GymFamily(
         "medium": {"tasks": ["weekday_offset"], "offset_upper_bound": 40},
         "hard": {"tasks": ["weekday_offset"], "offset_upper_bound": 365},
     },
-    _ask_weekday, _work_weekday, _read_weekday, facts=("task",), max_tokens=128, version="2",
+    _ask_weekday, _work_weekday, _read_weekday, facts=("task",), max_tokens=128, version="3",
 )  # fmt: skip

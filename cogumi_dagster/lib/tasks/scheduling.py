@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
 
+from cogumi_dagster.lib.tasks.answers import final_text
 from cogumi_dagster.lib.tasks.base import Difficulty, Task, Verdict
 from cogumi_dagster.lib.tasks.drawing import distinct, seeded
 
@@ -73,7 +74,7 @@ class Scheduling:
     name = "scheduling"
     domain = "reasoning"
     max_tokens = 150
-    version = "2"
+    version = "3"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         """The published mix of one difficulty."""
@@ -112,12 +113,12 @@ class Scheduling:
         return tasks
 
     def verify(self, task: Task, response: str) -> Verdict:
-        said = re.findall(r"\b(yes|no)\b", response, re.IGNORECASE)
+        said = _verdict_of(final_text(response))
         if not said:
             return Verdict(False, "neither YES nor NO was given")
-        if said[-1].upper() == task.answer:
+        if said == task.answer:
             return Verdict(True, "right", 1.0)
-        return Verdict(False, f"the answer is {task.answer}, not {said[-1].upper()}")
+        return Verdict(False, f"the answer is {task.answer}, not {said}")
 
     def _balanced(
         self,
@@ -154,6 +155,16 @@ class Scheduling:
             answer="YES" if is_feasible(meetings, rooms) else "NO",
             solution=trace(meetings, rooms),
         )
+
+
+def _verdict_of(line: str) -> str:
+    """YES or NO, where a line ends or begins with one of them, or has only one of them: ``all within 3: YES`` is YES,
+    ``YES. There is no conflict`` too."""
+    said = [word.upper() for word in re.findall(r"\b(?:yes|no)\b", line, re.IGNORECASE)]
+    begins, ends = (re.search(end, line, re.IGNORECASE) for end in (r"^\W*(?:yes|no)\b", r"\b(?:yes|no)\W*$"))
+    if ends or begins:
+        return said[-1] if ends else said[0]
+    return said[0] if len(set(said)) == 1 else ""
 
 
 def _draw(rng: Random, count: tuple[int, int], rooms: tuple[int, int], kinds: int = 0) -> tuple[list[Meeting], int]:

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -57,6 +58,13 @@ def reused_memory() -> Iterator[Callable[[], None]]:
         mallopt(M_MMAP_MAX, MMAP_MAX)
         mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
         malloc_trim(0)
+
+
+def give_back_memory() -> None:
+    """Collect what only cycles hold, and give what was freed back to the system (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class PeakMemory:

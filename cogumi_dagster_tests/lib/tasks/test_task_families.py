@@ -14,7 +14,7 @@ from cogumi_dagster.lib.sandbox import sandbox_available
 from cogumi_dagster.lib.tasks import FAMILIES, families_of, get_family, judged, verify
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Task
 
-EXECUTED = ("code_function", "code_expression")
+EXECUTED = ("code_function", "code_expression", "code_definition")
 CASES = [(name, difficulty) for name in FAMILIES for difficulty in DIFFICULTIES]
 NASTY = (
     "", " ", "\n\n", "Answer:", "Answer: ", "{", "{" * 3000, "[" * 3000, "Answer: " + "(" * 3000, "\x00", "\ud800",
@@ -147,7 +147,8 @@ def test_a_sum_is_worked_out_column_by_column(difficulty: Difficulty) -> None:
 
 
 def test_requests_for_one_expression_are_of_one_split() -> None:
-    tasks = [task for seed in range(4) for task in get_family("code_expression").generate(60, seed, "medium")]
+    families = [get_family("code_expression"), get_family("code_definition")]
+    tasks = [task for family in families for seed in range(4) for task in family.generate(60, seed, "medium")]
     splits: dict[str | None, set[str]] = {}
     for task in tasks:
         splits.setdefault(task.answer, set()).add(task.split)
@@ -183,6 +184,7 @@ def test_powers_are_read_as_factors(said: str, right: bool) -> None:
 def test_a_sentence_that_says_the_answer_is_read() -> None:
     task = get_family("course_schedule").generate(1, 0, "easy")[0]
     assert verify(task, f"They wait for each other.\nSo the answer is {task.answer}.").passed is True
+    assert verify(task, f"I don't think that the answer is {task.answer}.").passed is False
 
 
 def test_an_answer_that_was_cut_off_is_wrong() -> None:
