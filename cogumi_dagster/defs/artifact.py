@@ -29,8 +29,8 @@ from cogumi_dagster.lib.routing.examples import ROUTED_DOMAINS
 from cogumi_dagster.lib.strategy.problems import strategy_family
 from cogumi_dagster.lib.tasks import families_of, family_version
 from cogumi_dagster.lib.teacher_data import teacher_data_version
-from cogumi_dagster.lib.training.memory import give_back_memory
 from cogumi_dagster.lib.teaching.catalogue import load_catalogue, prices_version, teacher_version
+from cogumi_dagster.lib.training.memory import give_back_memory
 from cogumi_dagster.lib.training.student import package_version
 from resources.artifact_store import ArtifactStoreResource
 from resources.compute import ComputeResource

@@ -7,7 +7,8 @@ from cogumi_dagster.lib.tasks.base import Verdict
 
 _STATED = re.compile(r"\banswer\b[*_ \t]*[:=][*_ \t]*([^\n]*)", re.IGNORECASE)
 _SAID = re.compile(
-    r"^(?!.*\b(?:not|\w+n['\u2019]t|never|whether|if|unless|think|doubt)\b.*\banswer is\b).*\banswer is\b:?", re.IGNORECASE
+    r"^(?!.*\b(?:not|\w+n['\u2019]t|never|whether|if|unless|think|doubt)\b.*\banswer is\b).*\banswer is\b:?",
+    re.IGNORECASE,
 )
 """A beginning that says what the answer is, and does not doubt or deny it."""
 _NUMBER = re.compile(

@@ -31,8 +31,7 @@ def _read_word(response: str) -> str:
 
 def _ask_letters(entry: Entry) -> str:
     return (
-        f"{entry['question']}\nCapitals count too. Work it out step by step, then end with a line "
-        '"Answer: <number>".'
+        f'{entry["question"]}\nCapitals count too. Work it out step by step, then end with a line "Answer: <number>".'
     )
 
 
