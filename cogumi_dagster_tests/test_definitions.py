@@ -59,7 +59,8 @@ CHECKS = {
     "strategy_journal": "strategies_tried",
     "learned_strategy": "classes_balanced verified_share",
     "strategy_adapter": "loss_fell",
-    "strategy_evaluation": "better_than_untrained balanced_accuracy beyond_chance suites_reach_aims",
+    "strategy_evaluation": """better_than_untrained balanced_accuracy beyond_chance gain_significant
+        suites_reach_aims""",
     "routing_examples": "both_labels",
     "confidence_calibration": "calibration_error better_than_base_rate",
     "router_model": "auroc decides_fast recovers_gain",

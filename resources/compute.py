@@ -9,6 +9,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from cogumi_dagster.lib.training.memory import unused_addresses
 from cogumi_dagster.lib.training.precision import resolve_device
 from resources.settings import ProfileResource
 
@@ -30,10 +31,11 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def limits(self) -> Iterator[None]:
         """Cap this process's private memory while a step runs: above it, allocations fail and the step ends.
 
-        RLIMIT_DATA counts private writable pages, so mapped model files are free.
+        RLIMIT_DATA counts private writable pages, so mapped model files are free, and so are addresses that earlier
+        steps of this process left empty.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-        wanted = int(self.settings.profile.compute.memory_gb * 1e9)
+        wanted = int(self.settings.profile.compute.memory_gb * 1e9) + unused_addresses()
         limit = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
         try:

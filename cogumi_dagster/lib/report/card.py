@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cogumi_dagster.lib.artifacts import ArtifactRef
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.report.figures import figures, reports_of
+from cogumi_dagster.lib.report.one_for_all import Compared, one_for_all
 
 if TYPE_CHECKING:  # the terminal imports this module for its tables, and should not wait for the planner
     from cogumi_dagster.lib.report.predicted import Comparison
@@ -63,6 +64,7 @@ def write_card(refs: Sequence[ArtifactRef], profile: Profile, out: Path, *, sour
     tables = [
         _headline(reports),
         *_result_tables(reports),
+        *_one_for_all(one_for_all(refs)),
         *_planned_table(planned),
         check_table(refs),
         artifact_table(refs),
@@ -334,17 +336,19 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
                 for e in report["entries"]
             ),
         )  # fmt: skip
-    yield from _one_for_all(reports.get("strategy_evaluation", {}))
     for key, report in reports.get("strategy_evaluation", {}).items():
         yield Table(
             f"Strategy: {key}",
             f"{report['problems']} problems of the test split, classes balanced where answers are closed; majority baseline "
-            f"{report['majority']['value']:.2f}. Suites are of the student with adapter.",
-            ("stage or suite", "problems", "accuracy", "easy", "medium", "hard", "balanced accuracy", "recall by class", "exact traces", "aims"),
+            f"{report['majority']['value']:.2f}, balanced {report['constant_balanced_accuracy']:.2f}. Suites are of the student with adapter."
+            + (f" Not told the strategy: {report['left_out']}." if report["left_out"] else ""),
+            ("stage or suite", "problems", "accuracy", "easy", "medium", "hard", "in each batch", "balanced accuracy", "recall by class", "exact traces", "aims"),
             tuple(
                 (
                     row.get("stage") or row["suite"], str(row["problems"]), proportion(row["accuracy"]),
-                    *(_right(row.get(level)) for level in ("easy", "medium", "hard")), proportion(row["balanced_accuracy"]),
+                    *(_right(row.get(level)) for level in ("easy", "medium", "hard")),
+                    ", ".join(f"{one['successes']} of {one['count']}" for one in row.get("batches", ())),
+                    proportion(row["balanced_accuracy"]),
                     ", ".join(f"{label} {proportion(share)}" for label, share in row["recalls"].items()) or "open answers",
                     proportion(row["exact_traces"]), _aims(row),
                 )
@@ -357,7 +361,8 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             f"Training {costs['training_seconds']:.0f} s and {costs['seconds_per_answer']:.2f} s an answer of this machine, at "
             f"{costs['machine_usd_per_hour']:.2f} dollars an hour (assumed): training {costs['training_usd']:.4f}, an answer "
             f"{costs['usd_per_answer']:.2e} dollars; the teacher's journal and traces {costs['teaching_usd']:.4f}. Teachers at list price for {costs['prompt_tokens']:.0f} tokens of prompt and "
-            f"{costs['answer_tokens']:.0f} of answer, thinking not counted.",
+            f"{costs['answer_tokens']:.0f} of answer, thinking not counted. Balanced accuracy of the student with adapter: "
+            f"{proportion(report['adapter_balanced_accuracy'])}.",
             ("teacher", "dollars an answer", "times the student's", "training is paid for after"),
             tuple(
                 (t["teacher"], f"{t['usd_per_answer']:.2e}", f"{t['usd_per_answer'] / costs['usd_per_answer']:.1f}" if costs["usd_per_answer"] else "",
@@ -375,24 +380,21 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
         )
 
 
-def _one_for_all(strategies: Mapping[str | None, Mapping[str, Any]]) -> Iterator[Table]:
-    """Each family's own adapter beside the one for all, whose suites are named after the families."""
-    if "all" not in strategies:
-        return
-    yield Table(
-        "Strategies: one adapter each, and one for all",
-        "Each family's first suite, and the part of it that the adapter for all families took; all served.",
-        ("family", "own adapter", "balanced accuracy", "one for all", "balanced accuracy of it", "majority"),
-        tuple(
-            (
-                whole["suite"],
-                *((proportion(own["accuracy"]), proportion(own["balanced_accuracy"])) if own else ("not made", "")),
-                proportion(whole["accuracy"]), proportion(whole["balanced_accuracy"]), f"{whole['majority']['value']:.2f}",
-            )
-            for whole in strategies["all"]["suites"]
-            for own in [next(iter(strategies.get(whole["suite"], {}).get("suites", ())), None)]
-        ),
-    )  # fmt: skip
+def _one_for_all(compared: Sequence[Compared]) -> Iterator[Table]:
+    """Each family's own adapter beside the one for all."""
+    if compared:
+        yield Table(
+            "Strategies: one adapter each, and one for all",
+            "On the same problems, all served; as many training steps each.",
+            ("family", "problems", "own adapter", "traces of it", "one for all", "traces of this family", "p (McNemar)"),
+            tuple(
+                (
+                    row.family, str(row.own.count), proportion(row.own.to_json()), str(row.own_traces),
+                    proportion(row.one.to_json()), str(row.one_traces), number(row.p_value),
+                )
+                for row in compared
+            ),
+        )  # fmt: skip
 
 
 def _stand_ins(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> Iterator[str]:

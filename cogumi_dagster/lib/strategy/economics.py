@@ -7,11 +7,12 @@ from math import ceil
 
 @dataclass(frozen=True)
 class TeacherCost:
-    """One teacher at its list price."""
+    """One teacher."""
 
     teacher: str
     usd_per_answer: float
-    """For the same prompt and an answer as long as the student's; what it thinks besides is not counted."""
+    """At list price for the same prompt and an answer as long as the student's, what it thinks besides not counted; or
+    what the teacher of the strategy took for the same problems."""
     break_even: int | None
     """Answers after which teaching and training have paid for themselves. None where the teacher's is the cheaper."""
 
@@ -43,13 +44,18 @@ def economics(
     answer_tokens: float,
     machine_usd_per_hour: float,
     prices: Mapping[str, tuple[float, float]],
+    measured: Mapping[str, float] | None = None,
 ) -> Economics:
-    """``prices``: dollars per million tokens of prompt and of answer, by teacher."""
+    """``prices``: dollars per million tokens of prompt and of answer, by teacher; ``measured``: as paid, an answer."""
     training, own = (seconds / 3600 * machine_usd_per_hour for seconds in (training_seconds, seconds_per_answer))
-    teachers = []
-    for name, (prompt_price, answer_price) in sorted(prices.items()):
-        each = (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6
-        teachers.append(TeacherCost(name, each, ceil((training + teaching_usd) / (each - own)) if each > own else None))
+    listed = {
+        name: (prompt_tokens * prompt_price + answer_tokens * answer_price) / 1e6
+        for name, (prompt_price, answer_price) in sorted(prices.items())
+    }
+    teachers = [
+        TeacherCost(name, each, ceil((training + teaching_usd) / (each - own)) if each > own else None)
+        for name, each in {**(measured or {}), **listed}.items()
+    ]
     return Economics(
         machine_usd_per_hour, training_seconds, training, teaching_usd, prompt_tokens, answer_tokens,
         seconds_per_answer, own, tuple(teachers),

@@ -7,21 +7,26 @@ from pathlib import Path
 from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant, machine_seconds, majority_of
 from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, mcnemar
 from cogumi_dagster.lib.inference import Completion, Engine
+from cogumi_dagster.lib.inference.base import PromptTooLong
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.economics import Economics, economics
-from cogumi_dagster.lib.strategy.journal import balanced_accuracy
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of
+from cogumi_dagster.lib.strategy.journal import balanced_accuracy, constant_baseline
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of, refuse_one_class
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Task
 
 ADAPTER = "strategy"
+ANSWERS_FILE = "answers.jsonl"
+SUITES = "suites"
+"""In place of a stage, with the answers to the suites."""
 
 
 @dataclass(frozen=True)
 class StageRow:
-    """One stage. ``exact_traces`` is the share whose whole answer is the solver's."""
+    """One stage. ``exact_traces`` is the share whose whole answer is the solver's; None where a model was the teacher,
+    whose traces are its own."""
 
     stage: str
     problems: int
@@ -29,7 +34,7 @@ class StageRow:
     balanced_accuracy: Estimate
     recalls: dict[str, Proportion]
     """By class; empty where answers are open."""
-    exact_traces: Proportion
+    exact_traces: Proportion | None
     easy: Proportion
     medium: Proportion
     hard: Proportion
@@ -52,7 +57,7 @@ class SuiteRow:
     majority: Proportion
     balanced_accuracy: Estimate
     recalls: dict[str, Proportion]
-    exact_traces: Proportion
+    exact_traces: Proportion | None
     easy: Proportion
     medium: Proportion
     hard: Proportion
@@ -71,12 +76,17 @@ class StrategyEvaluation:
     split: str
     problems: int
     majority: Proportion
+    constant_balanced_accuracy: float
+    """Of always giving each family's commonest answer."""
     stages: tuple[StageRow, ...]
     suites: tuple[SuiteRow, ...]
     economics: Economics
-    adapter_balanced_accuracy: float
-    untrained_balanced_accuracy: float
+    adapter_balanced_accuracy: Estimate
+    untrained_balanced_accuracy: Estimate
     p_value: float
+    """McNemar's, of the student with adapter against the untrained one."""
+    left_out: str
+    """Why the student was not told the strategy, where it was not."""
 
 
 def evaluate_strategy(
@@ -105,37 +115,48 @@ def evaluate_strategy(
     teacher's calls cost, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
     """
     tasks = family.stage_problems(count, seed)
+    refuse_one_class(tasks, "strategy.test_problems")
     suites = family.drawn_suites(suite_share, seed)
     distinct = {task.id: task for _, drawn in suites for task in drawn}
     part = in_parts(progress, (3 + 2 * (teacher is not None)) * len(tasks) + len(distinct))
     taught: dict[str, Sequence[Answered]] = {}
+    costs: dict[str, float] = {}
     if teacher is None:
         taught["teacher (solver, exact)"] = [_solved(task) for task in tasks]
     else:  # first: what fails here fails before the student's hours, and what was answered is kept
         for name, text in ((f"teacher ({teacher.name})", ""), ("teacher, strategy in the prompt", strategy)):
+            before = teacher.usd
             taught[name] = teacher.attempt(tasks, text, part(len(tasks)))
+            costs[name] = (teacher.usd - before) / len(tasks)
     untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
-    told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
+    told: Sequence[Answered] = ()
+    left_out = ""
+    try:
+        told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
+    except PromptTooLong as error:
+        left_out = error.problem
     trained = answer_tasks(engine, tasks, adapter=ADAPTER, progress=part(len(tasks)))
     answered = answer_tasks(engine, list(distinct.values()), adapter=ADAPTER, progress=part(len(distinct)))
     stages: dict[str, Sequence[Answered]] = {
         "untrained student": untrained,
-        "student, strategy in the prompt": told,
+        **({"student, strategy in the prompt": told} if told else {}),
         "student with adapter": trained,
         **({"student with adapter, 16 bit": unquantized} if unquantized else {}),
         **taught,
     }
-    rows = [_row(name, answers, batch) for name, answers in stages.items()]
+    exact = teacher is None
+    rows = [_row(name, answers, batch, exact) for name, answers in stages.items()]
     by_id = {answer.task.id: answer for answer in answered}
-    kept = {**stages, "suites": answered}
-    write_jsonl(out / "answers.jsonl", ({"stage": n, **a.to_json()} for n, answers in kept.items() for a in answers))
+    kept = {**stages, SUITES: answered}
+    write_jsonl(out / ANSWERS_FILE, ({"stage": n, **a.to_json()} for n, answers in kept.items() for a in answers))
     return StrategyEvaluation(
         family=family.name,
         split="test",
         problems=len(tasks),
         majority=majority_of(tasks),
+        constant_balanced_accuracy=constant_baseline(tasks),
         stages=tuple(rows),
-        suites=tuple(_suite(suite, [by_id[task.id] for task in drawn]) for suite, drawn in suites),
+        suites=tuple(_suite(suite, [by_id[task.id] for task in drawn], exact) for suite, drawn in suites),
         economics=economics(
             training_seconds=training_seconds,
             teaching_usd=teaching_usd,
@@ -144,10 +165,12 @@ def evaluate_strategy(
             answer_tokens=sum(answer.completion.completion_tokens for answer in trained) / len(tasks),
             machine_usd_per_hour=machine_usd_per_hour,
             prices=prices or {},
+            measured=costs,
         ),
-        adapter_balanced_accuracy=rows[2].balanced_accuracy.value,
-        untrained_balanced_accuracy=rows[0].balanced_accuracy.value,
+        adapter_balanced_accuracy=balanced_accuracy(trained),
+        untrained_balanced_accuracy=balanced_accuracy(untrained),
         p_value=mcnemar(*discordant(trained, untrained)),
+        left_out=left_out,
     )
 
 
@@ -163,11 +186,12 @@ def _solved(task: Task) -> Answered:
     return Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
 
 
-def _row(stage: str, answers: Sequence[Answered], batch: int) -> StageRow:
+def _row(stage: str, answers: Sequence[Answered], batch: int, exact: bool) -> StageRow:
     easy, medium, hard = _by_level(answers)
     return StageRow(
-        stage, len(answers), _passed(answers), balanced_accuracy(answers), _recalls(answers), _exact(answers),
-        easy, medium, hard, tuple(map(_passed, _batches(answers, max(1, round(len(answers) / batch))))),
+        stage, len(answers), _passed(answers), balanced_accuracy(answers), _recalls(answers),
+        _exact(answers) if exact else None, easy, medium, hard,
+        tuple(map(_passed, _batches(answers, max(1, round(len(answers) / batch))))),
     )  # fmt: skip
 
 
@@ -180,7 +204,7 @@ def _by_level(answers: Sequence[Answered]) -> Iterator[Proportion]:
     return (_passed([answer for answer in answers if answer.task.difficulty == level]) for level in DIFFICULTIES)
 
 
-def _suite(suite: Suite, drawn: Sequence[Answered]) -> SuiteRow:
+def _suite(suite: Suite, drawn: Sequence[Answered], exact: bool) -> SuiteRow:
     answers = list({answer.task.id: answer for answer in drawn}.values())
     accuracy, balanced, recalls = _passed(answers), balanced_accuracy(answers), _recalls(answers)
     figures = {"accuracy": accuracy.value, "balanced accuracy": balanced.value}
@@ -195,7 +219,7 @@ def _suite(suite: Suite, drawn: Sequence[Answered]) -> SuiteRow:
         majority=majority_of([answer.task for answer in answers]),
         balanced_accuracy=balanced,
         recalls=recalls,
-        exact_traces=_exact(answers),
+        exact_traces=_exact(answers) if exact else None,
         easy=easy,
         medium=medium,
         hard=hard,

@@ -6,24 +6,25 @@ proposes them, and its worked traces are exact. The attempts, verdicts and the s
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import Answered, majority_of
 from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
+    majority_baseline,
     mean_of_shares,
     report_json,
 )
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, refuse_one_class, said_in
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
+from cogumi_dagster.lib.tasks.base import Task
 
-PATIENCE = 4
+PATIENCE = 3
 """Strategies without a new best after which a teacher is done."""
 
 
@@ -45,11 +46,11 @@ class JournalEntry:
 
 @dataclass(frozen=True)
 class StrategyVersion:
-    """One strategy as it was tried. ``balanced_accuracy`` is the mean over its batches."""
+    """One strategy as it was tried. ``balanced_accuracy`` is over all of its batches; each has problems of its own."""
 
     version: int
     batches: int
-    balanced_accuracy: float
+    balanced_accuracy: Estimate
     text: str
 
 
@@ -64,7 +65,8 @@ class JournalReport:
     """What the teacher's answers cost."""
     strategies: int
     best_strategy: int
-    best_balanced_accuracy: float
+    """Of those that did best, the first that is one: a single batch tells close ones not apart."""
+    best_balanced_accuracy: Estimate
     best_text: str
 
 
@@ -89,25 +91,32 @@ def keep_journal(
     entries: list[JournalEntry] = []
     strategies = [""]
     scores: dict[int, list[float]] = {}
+    answered: dict[int, list[Answered]] = {}
     for batch in range(batches):
         current = len(strategies) - 1
         tasks = family.problems(problems, seed + 101 * batch, "train")
+        refuse_one_class(tasks, "strategy.batch_problems")
         answers = teacher.attempt(tasks, strategies[current])
         entry = _entry(batch, current, answers, teacher.reflect(answers))
         entries.append(entry)
         scores.setdefault(current, []).append(entry.balanced_accuracy.value)
+        answered.setdefault(current, []).extend(answers)
         progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy.value:.2f} with strategy {current}")
         if (batch + 1) % distil_every or batch + 1 == batches:
             continue
-        new = teacher.distil([e.note for e in entries], strategies, tasks[0])
+        if _no_longer_helps(entries, PATIENCE * distil_every):
+            break
+        examples = list({task.family: task for task in tasks}.values())
+        best = _best(answered)
+        new = teacher.distil(
+            [entry.note for entry in entries], strategies, best, balanced_accuracy(answered[best]).value, examples
+        )
         if new:
             strategies.append(new)
         elif len(scores[current]) > 1 and scores[current][-1] <= max(scores[current][:-1]):
             break
-        if _no_longer_helps(entries, PATIENCE * distil_every):
-            break
-    tried = {version: sum(values) / len(values) for version, values in scores.items()}
-    best = max(tried, key=lambda version: (tried[version], version))
+    tried = {version: balanced_accuracy(answers) for version, answers in answered.items()}
+    best = _best(answered)
     write_jsonl(out / "journal.jsonl", (report_json(entry) for entry in entries))
     texts = [{"version": version, "text": text} for version, text in enumerate(strategies)]
     kept = {
@@ -132,10 +141,13 @@ def _no_longer_helps(entries: Sequence[JournalEntry], patience: int) -> bool:
     return min(tried, len(scores) - 1) >= patience and max(scores[-patience:]) <= max(scores[:-patience])
 
 
+def _best(answered: Mapping[int, Sequence[Answered]]) -> int:
+    """The version of the best balanced accuracy; of equal ones the first that has a text (0 has none)."""
+    return max(answered, key=lambda version: (balanced_accuracy(answered[version]).value, version > 0, -version))
+
+
 def _entry(batch: int, strategy: int, answers: Sequence[Answered], note: str) -> JournalEntry:
     closed = [answer for answer in answers if classes_of(answer.task)]
-    if closed and len({str(answer.task.answer) for answer in closed}) < 2:
-        raise CogumiError("a batch of problems has one class only", "raise strategy.batch_problems")
     wrong = Counter(said_in(answer) for answer in closed if not answer.passed)
     unparsed = wrong.pop("", 0)
     right = Proportion.of([answer.passed for answer in answers])
@@ -152,3 +164,18 @@ def balanced_accuracy(answers: Sequence[Answered]) -> Estimate:
         label = str(answer.task.answer) if classes_of(answer.task) else ""
         groups.setdefault((answer.task.family, label), []).append(answer.passed)
     return mean_of_shares([Proportion.of(passed) for passed in groups.values()])
+
+
+def constant_baseline(tasks: Sequence[Task]) -> float:
+    """The balanced accuracy of always giving each family's commonest answer: one class in so many is always right."""
+    families: dict[str, list[Task]] = {}
+    for task in tasks:
+        families.setdefault(task.family, []).append(task)
+    shares: list[float] = []
+    for group in families.values():
+        labels = [str(task.answer) for task in group]
+        if classes_of(group[0]):
+            shares += [1.0, *[0.0] * (len(set(labels)) - 1)]
+        else:
+            shares.append(majority_baseline(labels).value)
+    return sum(shares) / len(shares)

@@ -1,8 +1,9 @@
 """The families of the strategy study: problems, an exact trace, and written strategies."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 from typing import TypeVar
 
@@ -101,13 +102,16 @@ class StrategyFamily:
         apart: Collection[str | None] = (),
     ) -> list[Task]:
         chosen: list[Task] = []
+        counts: Counter[str | None] = Counter()
         short = 0  # easy problems may run out: harder ones take their place
         for level, share in _parts(count, mix).items():
             wanted = share + short
             # a split holds 80 % or 10 % of all problems: draw until all classes are full
             drawn = generate(40 + wanted * (4 if split == "train" else 30), seed, level)
             inside = [task for task in drawn if task.split == split and task.solution not in apart]
-            taken = _balanced(inside, self.classes, wanted) if self.classes else inside[:wanted]
+            behind = sorted(self.classes, key=counts.__getitem__)  # first in an odd number
+            taken = _balanced(inside, behind, wanted) if behind else inside[:wanted]
+            counts.update(task.answer for task in taken)
             short = wanted - len(taken)
             chosen += taken
         return chosen
@@ -127,6 +131,8 @@ def _parts(count: int, mix: Mapping[Name, float]) -> dict[Name, int]:
     return {name: end - start for name, end, start in zip(mix, ends, [0, *ends], strict=False)}
 
 
+SHARED = 300
+"""Problems of a family on which the adapter for all and its own are compared."""
 PUBLISHED_SET = 150
 
 
@@ -154,14 +160,15 @@ def fresh(name: str, mix: Mix = EVEN) -> Callable[[int, int], list[Task]]:
     return lambda count, seed: strategy_family(name).problems(count, seed, "test", mix)
 
 
-def part_of(suite: Suite) -> Callable[[int, int], list[Task]]:
-    """Some of the problems of another adapter's suite, so that the two can be compared on them."""
+def part_of(suite: Suite) -> Suite:
+    """At most ``SHARED`` of the problems of another adapter's suite, so that the two can be compared on them."""
+    size = min(SHARED, suite.size)
 
     def draw(count: int, seed: int) -> list[Task]:
-        whole = suite.draw(suite.size, seed)
+        whole = suite.draw(round(count / size * suite.size), seed)  # the same share of it is what that adapter takes
         return Random(seed).sample(whole, min(count, len(whole)))
 
-    return draw
+    return Suite(suite.name, size, draw, suite.aims)
 
 
 TALLY = (
@@ -240,7 +247,7 @@ _ALL = StrategyFamily(
         "\n".join(f"{part.name}: {text}" for part, text in zip(_SINGLE, texts, strict=True)) if any(texts) else ""
         for texts in zip(*(part.strategies for part in _SINGLE), strict=True)
     ),
-    suites=tuple(Suite(part.name, 300, part_of(part.suites[0]), part.suites[0].aims) for part in _SINGLE),
+    suites=tuple(replace(part_of(part.suites[0]), name=part.name) for part in _SINGLE),
     parts=_SINGLE,
 )
 STRATEGY_FAMILIES: Mapping[str, StrategyFamily] = {family.name: family for family in (*_SINGLE, _ALL)}
@@ -256,6 +263,17 @@ def classes_of(task: Task) -> tuple[str, ...]:
     """The answers that a task's family knows; none where answers are open."""
     found = STRATEGY_FAMILIES.get(task.family)
     return found.classes if found else ()
+
+
+def refuse_one_class(tasks: Sequence[Task], setting: str) -> None:
+    """Raises CogumiError where all problems of a family of closed answers have the same one, so that always saying it
+    would be right; more problems, as ``setting`` says, mend it."""
+    labels: dict[str, set[str | None]] = {}
+    for task in tasks:
+        if classes_of(task):
+            labels.setdefault(task.family, set()).add(task.answer)
+    if alone := [name for name, found in labels.items() if len(found) < 2]:
+        raise CogumiError(f"the problems of {alone[0]} have one class only", f"raise {setting}")
 
 
 def said_in(answer: Answered) -> str:

@@ -7,11 +7,11 @@ writes both the journal and the strategies; every call goes through the journal 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain, zip_longest
 from typing import Protocol
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, prompt_of
+from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, prompt_of, room_for
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
@@ -27,7 +27,9 @@ SHOWN_CHARACTERS, SHOWN_LOCALLY = 8000, 1600
 FAILED_FOR_GOOD = (TOO_LONG, "bad request", "in doubt")
 """Failures of a call that asking again does not mend: the attempt counts as no answer."""
 LONGEST_STRATEGY = 2000
-"""Characters. A longer text is no strategy that a small model could follow, nor fits its context with a problem."""
+"""Characters. A longer text is no strategy that a small model could follow."""
+WRITING_TOKENS = 512
+"""Room for an entry of the journal (at most 120 words) and for a strategy (at most 200)."""
 
 REFLECT = (
     "You are keeping a journal while you learn to solve a kind of problem. Below are problems that you have just "
@@ -36,7 +38,7 @@ REFLECT = (
 )
 DISTIL = (
     "This is a kind of problem:\n\n{example}\n\nYour journal so far:\n\n{notes}\n\n"
-    "Your strategy so far:\n\n{strategy}\n\n"
+    "Your best strategy so far:\n\n{strategy}\n\n"
     "Write a better strategy: numbered steps that a far smaller model can execute one by one, writing down every "
     "intermediate result, with nothing left to be seen at a glance. General, about no single problem; at most "
     "200 words. Only the strategy."
@@ -65,8 +67,11 @@ class StrategyTeacher(Protocol):
         """The journal's entry on a batch."""
         ...
 
-    def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
-        """The next strategy; None where there is nothing new."""
+    def distil(
+        self, notes: Sequence[str], strategies: Sequence[str], best: int, score: float, examples: Sequence[Task]
+    ) -> str | None:
+        """The next strategy; None where there is nothing new. ``score`` is the balanced accuracy of the ``best`` of
+        ``strategies`` so far, ``examples`` has a problem of each family."""
         ...
 
 
@@ -94,7 +99,9 @@ class SolverTeacher:
         note += f" and gives no verdict {wrong.count('')} times" if "" in wrong else ""
         return note + ("; it must write the steps down, one by one" if right < 0.75 * len(answers) else "")
 
-    def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
+    def distil(
+        self, notes: Sequence[str], strategies: Sequence[str], best: int, score: float, examples: Sequence[Task]
+    ) -> str | None:
         return self.family.strategies[len(strategies)] if len(strategies) < len(self.family.strategies) else None
 
 
@@ -105,6 +112,7 @@ class CatalogueTeacher:
     asker: Asker
     teacher: Teacher
     max_tokens: int
+    """Of an answer, where its family does not need more."""
     usd: float = field(default=0.0, init=False)
 
     @property
@@ -117,15 +125,21 @@ class CatalogueTeacher:
 
     def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
         prompts = [prompt_of(task, strategy) for task in tasks]
-        texts = self._ask(prompts, [task.id for task in tasks], [task.domain for task in tasks], progress)
+        room = max(self.max_tokens, *map(room_for, tasks))
+        texts = self._ask(prompts, [task.id for task in tasks], [task.domain for task in tasks], room, progress)
+        if len(tasks) > 1 and not any(texts):
+            raise CogumiError(
+                f"{self.name} answered none of {len(tasks)} problems: refused, cut off at {room} tokens, or too long",
+                "see its calls in the log, or take another strategy.teacher",
+            )
         return [
             Answered(task, Completion(text, "stop", 0, 0), verify(task, text))
             for task, text in zip(tasks, texts, strict=True)
         ]
 
     def reflect(self, answers: Sequence[Answered]) -> str:
-        wrong = [answer for answer in answers if not answer.passed][:SHOWN_MISTAKES]
-        right = [answer for answer in answers if answer.passed][:SHOWN_SUCCESSES]
+        wrong = _of_all_kinds([answer for answer in answers if not answer.passed])[:SHOWN_MISTAKES]
+        right = _of_all_kinds([answer for answer in answers if answer.passed])[:SHOWN_SUCCESSES]
         entries = [
             f"Problem: {a.task.prompt}\nYour answer: {a.completion.text[: self._room // 4]}\n"
             f"Verdict: {'right' if a.passed else f'wrong; the right answer is {a.task.answer}'}"
@@ -133,13 +147,18 @@ class CatalogueTeacher:
         ]
         shown = "\n\n".join(self._fitting(entries))
         score = f"{sum(answer.passed for answer in answers)} of {len(answers)} were right."
-        (text,) = self._ask([REFLECT.format(attempts=shown, score=score)], ["reflection"], [answers[0].task.domain])
+        prompt = REFLECT.format(attempts=shown, score=score)
+        (text,) = self._ask([prompt], ["reflection"], [answers[0].task.domain], WRITING_TOKENS)
         return text.strip()
 
-    def distil(self, notes: Sequence[str], strategies: Sequence[str], example: Task) -> str | None:
+    def distil(
+        self, notes: Sequence[str], strategies: Sequence[str], best: int, score: float, examples: Sequence[Task]
+    ) -> str | None:
         listed = "\n".join(self._fitting([f"{number}. {note}" for number, note in enumerate(notes, 1)][::-1])[::-1])
-        prompt = DISTIL.format(example=example.prompt, notes=listed, strategy=strategies[-1] or "none yet")
-        (text,) = self._ask([prompt], ["strategy"], [example.domain])
+        shown = "\n\n".join(self._fitting([task.prompt for task in examples]))
+        known = f"{strategies[best]}\n\nBalanced accuracy with it: {score:.2f}." if strategies[best] else "none yet"
+        prompt = DISTIL.format(example=shown, notes=listed, strategy=known)
+        (text,) = self._ask([prompt], ["strategy"], [examples[0].domain], WRITING_TOKENS)
         text = text.strip()
         return text if text and len(text) <= LONGEST_STRATEGY and text not in strategies else None
 
@@ -155,7 +174,12 @@ class CatalogueTeacher:
         ]
 
     def _ask(
-        self, prompts: Sequence[str], names: Sequence[str], domains: Sequence[str], progress: Progress = silent
+        self,
+        prompts: Sequence[str],
+        names: Sequence[str],
+        domains: Sequence[str],
+        max_tokens: int,
+        progress: Progress = silent,
     ) -> list[str]:
         """Texts; an answer that failed for good (see ``FAILED_FOR_GOOD``; truncated, refused) is empty.
 
@@ -167,13 +191,13 @@ class CatalogueTeacher:
             Request(chat_messages(self.teacher, prompt), name, domain)
             for prompt, name, domain in zip(prompts, names, domains, strict=True)
         ]
-        new = self.asker.unanswered(self.name, requests, max_tokens=self.max_tokens)
+        new = self.asker.unanswered(self.name, requests, max_tokens=max_tokens)
         if new and (why := self.asker.why_not(self.name)):
             raise CogumiError(
                 f"the strategy's teacher {self.name} cannot be asked: {why}",
                 f"set {self.teacher.api_key_env or 'its key'}, or take another strategy.teacher, such as solver",
             )
-        outcomes = self.asker.ask_many(self.name, requests, max_tokens=self.max_tokens, progress=progress)
+        outcomes = self.asker.ask_many(self.name, requests, max_tokens=max_tokens, progress=progress)
         self.usd += sum(outcome.micros for outcome in outcomes) / MICROS
         if unpaid := sum(outcome.failure in OVER_BUDGET for outcome in outcomes):
             raise self.asker.over_budget(unpaid, "the strategy's problems")
@@ -185,3 +209,18 @@ class CatalogueTeacher:
             )
         answers = [outcome.answer for outcome in outcomes]
         return [a.text if a and a.finish_reason not in ("length", "content_filter") else "" for a in answers]
+
+
+def _of_all_kinds(answers: Sequence[Answered]) -> list[Answered]:
+    """The same: families in turn, and of each its levels and right answers in turn, the hard ones first."""
+    families: dict[str, dict[tuple[str, str], list[Answered]]] = {}
+    for answer in reversed(answers):  # batches go from easy to hard
+        task = answer.task
+        kind = (task.difficulty, str(task.answer) if classes_of(task) else "")
+        families.setdefault(task.family, {}).setdefault(kind, []).append(answer)
+    return _in_turn([_in_turn(list(kinds.values())) for kinds in families.values()])
+
+
+def _in_turn(groups: Sequence[Sequence[Answered]]) -> list[Answered]:
+    """The first of each group, then the second of each, and so on."""
+    return [answer for answer in chain.from_iterable(zip_longest(*groups)) if answer is not None]

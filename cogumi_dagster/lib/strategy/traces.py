@@ -17,6 +17,8 @@ from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
 
 STRATEGY_FILE = "strategy.json"
+TRIED_FIRST = 50
+"""Traces that are asked for before the others."""
 FEWEST_WORDS = 8
 """Of a teacher's answer that is to be a trace: a bare one is right by chance as often as not, and teaches nothing."""
 
@@ -75,15 +77,20 @@ def learn_strategy(
                 )
     else:
         text = kept["strategies"][kept["best"]]["text"]
-        attempted = teacher.attempt(tasks, text, progress)
-        answers = [a for a in attempted if a.passed and len(a.completion.text.split()) >= FEWEST_WORDS]
-        accepted, majority = Proportion(len(answers), drawn), majority_of(tasks)
-        if not answers or not accepted.interval[0] > majority.value:
-            raise CogumiError(
-                f"the verifier of {family.name} accepts {len(answers)} of {drawn} traces of {teacher.name}, no more "
-                f"than always giving the commonest answer would bring ({majority.successes})",
-                "look at its journal (strategy_journal), or take another strategy.teacher",
-            )
+        every = max(1, drawn // TRIED_FIRST)
+        parts = [tasks[::every], [task for place, task in enumerate(tasks) if place % every]]
+        answers, asked = [], 0
+        for part in filter(None, parts):  # a teacher that cannot do it is found out before all is paid for
+            asked += len(part)
+            attempted = teacher.attempt(part, text, progress)
+            answers += [a for a in attempted if a.passed and len(a.completion.text.split()) >= FEWEST_WORDS]
+            accepted, majority = Proportion(len(answers), asked), majority_of(tasks)
+            if not accepted.interval[0 if asked == drawn else 1] > majority.value:
+                raise CogumiError(
+                    f"the verifier of {family.name} accepts {len(answers)} of {asked} traces of {teacher.name}, no "
+                    f"more than always giving the commonest answer would bring ({majority.value:.0%})",
+                    "look at its journal (strategy_journal), or take another strategy.teacher",
+                )
         tasks = [answer.task for answer in answers]
         rows = [{**answer.task.to_json(), "solution": answer.completion.text} for answer in answers]
     write_jsonl(out / "traces.jsonl", rows)

@@ -6,13 +6,18 @@ from typing import Any
 
 import pytest
 
+from cogumi_dagster.defs.claims import evaluate as evaluate_claim
+from cogumi_dagster.defs.strategy.checks import STRATEGY_EVALUATION
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import answer_tasks
+from cogumi_dagster.lib.evaluation.statistics import Proportion, mean_of_shares
+from cogumi_dagster.lib.inference.base import PromptTooLong
 from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.profile import Thresholds
 from cogumi_dagster.lib.strategy import traces as traces_module
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, answer_stages, evaluate_strategy
-from cogumi_dagster.lib.strategy.journal import keep_journal
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, strategy_family
+from cogumi_dagster.lib.strategy.journal import constant_baseline, keep_journal
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, refuse_one_class, strategy_family
 from cogumi_dagster.lib.strategy.teacher import SolverTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.tasks import verify
@@ -65,7 +70,7 @@ def test_the_journal_says_what_went_wrong(scripted_engine: Callable[..., Any], t
     assert (last.unparsed, last.wrong, last.balanced_accuracy.value) == (0, {"YES": 6}, 0.5)
     assert last.note.startswith("6 of 12 right; the student says YES too often")
     assert last.majority.value == 0.5
-    assert (report.best_strategy, report.best_balanced_accuracy, report.strategies) == (2, 0.5, 3)
+    assert (report.best_strategy, report.best_balanced_accuracy.value, report.strategies) == (2, 0.5, 3)
     rows = read_jsonl(tmp_path / "journal.jsonl")
     assert [row["batch"] for row in rows] == [0, 1, 2, 3]
     kept = json.loads((tmp_path / "strategies.json").read_text())
@@ -80,7 +85,9 @@ def test_a_flat_score_ends_the_study_only_after_strategies_were_tried(
     assert [entry.strategy for entry in report.entries] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     many = StrategyFamily("scheduling", tuple(f"Try {n}." for n in range(20)), FAMILY.classes, FAMILY.generate)
     patient = keep_journal(SolverTeacher(solver.engine, many), many, tmp_path, batches=20, problems=12, seed=1)
-    assert len(patient.entries) == 5, "four strategies, none better than none"
+    assert len(patient.entries) == 4, "three strategies, none better than none"
+    assert len(json.loads((tmp_path / "strategies.json").read_text())["strategies"]) == 4, "none is written untried"
+    assert patient.best_strategy == 1, "of equal ones the first that has a text"
 
 
 def test_easy_problems_that_run_out_are_replaced_by_harder_ones() -> None:
@@ -154,11 +161,13 @@ def test_the_four_stages_stand_side_by_side(
     assert [adapter for adapter, _ in whole.asked] == [ADAPTER] * 24
     assert [(one.successes, one.count) for one in untrained.batches] == [(6, 12), (6, 12)]
     assert (report.problems, report.split, report.majority.value) == (24, "test", 0.5)
-    assert report.untrained_balanced_accuracy == untrained.balanced_accuracy.value == 0.5
+    assert report.untrained_balanced_accuracy.value == untrained.balanced_accuracy.value == 0.5
+    assert report.constant_balanced_accuracy == 0.5 and report.left_out == ""
     assert {label: share.value for label, share in untrained.recalls.items()} == {"YES": 1.0, "NO": 0.0}
     assert [prompt.startswith("Count.\n\n") for _, prompt in engine.asked[24:48]] == [True] * 24
-    assert told.accuracy.value == 0.5 and told.exact_traces.value == 0.0
-    assert report.adapter_balanced_accuracy == trained.exact_traces.value == teacher.accuracy.value == 1.0
+    assert told.accuracy.value == 0.5 and told.exact_traces and told.exact_traces.value == 0.0
+    assert trained.exact_traces is not None
+    assert report.adapter_balanced_accuracy.value == trained.exact_traces.value == teacher.accuracy.value == 1.0
     assert trained.hard.count == 8
     assert report.p_value == pytest.approx(2 * 0.5**12), "12 fixed, none broken"
     assert len(read_jsonl(tmp_path / "answers.jsonl")) == 120
@@ -178,7 +187,8 @@ def test_suites_are_fresh_and_have_their_own_majority(
     assert [published.easy.count, published.medium.count, published.hard.count] == [50, 50, 50]
     assert (balanced.majority.value, longer.majority.value) == (0.5, 0.5)
     assert 0.75 < published.majority.value < 0.95, "the published mix is mostly YES"
-    assert all(suite.exact_traces.value == suite.balanced_accuracy.value == 1.0 for suite in report.suites)
+    assert all(suite.exact_traces and suite.exact_traces.value == 1.0 for suite in report.suites)
+    assert all(suite.balanced_accuracy.value == 1.0 for suite in report.suites)
     trained = {task.prompt for task in FAMILY.lessons(600, 2)}
     assert not trained & set(known)
     asked = [prompt for _, prompt in engine.asked[18:]]
@@ -228,3 +238,46 @@ def test_no_lesson_has_the_trace_of_a_problem_that_is_measured_on(name: str) -> 
     measured = family.measured_on(60, 0.2, 0)
     lessons = family.lessons(300, 0, measured)
     assert len(lessons) == 300 and not {task.solution for task in lessons} & {task.solution for task in measured}
+
+
+def test_all_families_have_all_their_classes_in_a_small_batch(scripted_engine: Callable[..., Any]) -> None:
+    family = strategy_family("all")
+    for count in (12, 60):
+        tasks = family.problems(count, 0, "train")
+        for part in family.parts:
+            labels = Counter(task.answer for task in tasks if task.family == part.name)
+            assert not part.classes or max(labels.values()) - min(labels[one] for one in part.classes) <= 1
+    assert constant_baseline(family.problems(24, 0, "test")) == pytest.approx((3 + 1 / 6) / 7, abs=0.05)
+    with pytest.raises(CogumiError, match="have one class only"):
+        refuse_one_class(family.problems(4, 0, "train"), "strategy.batch_problems")
+
+
+def test_the_one_adapter_for_all_takes_problems_that_each_family_s_own_took() -> None:
+    for share in (0.1, 1.0):
+        own = {task.id for task in FAMILY.drawn_suites(share, 3)[0][1]}
+        (taken,) = (
+            drawn for suite, drawn in strategy_family("all").drawn_suites(share, 3) if suite.name == "scheduling"
+        )
+        assert len(taken) == round(share * 300) and {task.id for task in taken} <= own
+
+
+def test_a_strategy_that_is_too_long_for_the_student_is_left_out(
+    scripted_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    def answer(adapter: str | None, prompt: str) -> str:
+        if prompt.startswith("Count."):
+            raise PromptTooLong("the prompt does not fit", "shorten it")
+        return "YES"
+
+    engine = scripted_engine(answer, (ADAPTER,))
+    report = evaluate_strategy(engine, FAMILY, tmp_path, count=12, strategy="Count.", seed=0)
+    assert [row.stage for row in report.stages][:2] == ["untrained student", "student with adapter"]
+    assert report.left_out == "the prompt does not fit"
+
+
+@pytest.mark.parametrize(("right", "low"), [(56, -0.2), (100, 0.2)])
+def test_what_is_beyond_chance_is_told_by_the_interval(right: int, low: float) -> None:
+    report = {"adapter_balanced_accuracy": mean_of_shares([Proportion(right // 2, 50)] * 2).to_json()}
+    report["constant_balanced_accuracy"] = 0.5  # type: ignore[assignment]
+    claim = next(claim for claim in STRATEGY_EVALUATION if claim.name == "beyond_chance")
+    assert evaluate_claim(claim, report, Thresholds()).passed is (low > 0)

@@ -119,7 +119,11 @@ def test_the_teacher_stands_beside_the_student_without_and_with_its_strategy(
 def test_nonsense_is_no_strategy_and_no_trace(asker: Asker, server: WireServer, tmp_path: Path) -> None:
     server.default = lambda path, body: chat_reply("bla " * 2000)
     report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=3, problems=6, seed=0)
-    assert report.strategies == 1 and report.best_balanced_accuracy == 0.0
+    assert report.strategies == 1 and report.best_balanced_accuracy.value == 0.0
+    calls = len(server.posts())
+    with pytest.raises(CogumiError, match="accepts 0 of 50 traces of gpt"):
+        learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=600, teacher=teacher_of(asker), seed=2)
+    assert len(server.posts()) == calls + 50, "the others were not paid for"
     with pytest.raises(CogumiError, match="accepts 0 of 6 traces of gpt"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=6, teacher=teacher_of(asker), seed=0)
     server.default = lambda path, body: chat_reply("bla " * 20 + "YES")
@@ -148,3 +152,24 @@ def test_a_teacher_that_fails_for_now_is_not_taken_for_a_wrong_one(
     with pytest.raises(CogumiError, match="gpt gave no answer to 6 of 6 prompts") as caught:
         teacher_of(asker).attempt(FAMILY.problems(6, 0, "train"), "")
     assert caught.value.retryable
+
+
+def test_a_teacher_that_refuses_all_is_named_before_its_journal_is_kept(
+    asker: Asker, server: WireServer, tmp_path: Path
+) -> None:
+    server.default = lambda path, body: error_reply(400, "this account may not ask")
+    with pytest.raises(CogumiError, match="gpt answered none of 6 problems"):
+        keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=3, problems=6, seed=0)
+    assert not (tmp_path / "strategies.json").exists()
+
+
+def test_it_is_shown_hard_mistakes_of_all_kinds_and_has_room_to_write(asker: Asker, server: WireServer) -> None:
+    server.default = lambda path, body: chat_reply("Hm.")
+    teacher, family = CatalogueTeacher(asker, asker.catalogue.get("gpt"), 50), strategy_family("all")
+    answers = teacher.attempt(family.problems(48, 0, "train"), "")
+    teacher.reflect(answers)
+    asked = server.posts()
+    shown = user_prompt(asked[-1])
+    assert "Meetings: " in shown and "Courses 0 to" in shown and "Gates: " in shown and "Calculate " in shown
+    rooms = [body.get("max_completion_tokens", body.get("max_tokens")) for body in asked]
+    assert set(rooms[:-1]) == {448} and rooms[-1] == 512
