@@ -3,11 +3,23 @@
 import dagster as dg
 
 from cogumi_dagster.lib.artifacts import ArtifactStore
-from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS, STRATEGIES, Profile
+from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.profile import DOMAINS, MODIFIERS, STRATEGIES, Profile, read_profile
+
+
+def _strategies() -> list[str]:
+    """Those that are written down, and what else the profile in force names; a broken profile is reported where it is
+    used."""
+    try:
+        named = read_profile().strategy.families
+    except CogumiError:
+        named = ()
+    return list(dict.fromkeys((*STRATEGIES, *named)))
+
 
 domain_partitions = dg.StaticPartitionsDefinition(list(DOMAINS))
 modifier_partitions = dg.StaticPartitionsDefinition(list(MODIFIERS))
-strategy_partitions = dg.StaticPartitionsDefinition(list(STRATEGIES))
+strategy_partitions = dg.StaticPartitionsDefinition(_strategies())
 
 
 def partitions_made(

@@ -16,10 +16,10 @@ from cogumi_dagster.lib.errors import CogumiError, nearest
 
 Domain = Literal["code", "reasoning", "math", "science", "conversation", "creative"]
 ModifierName = Literal["code", "reasoning", "automation"]
-StrategyName = Literal["scheduling", "circuit_logic", "course_schedule", "chain_sum", "all"]
 DOMAINS: tuple[str, ...] = get_args(Domain)
 MODIFIERS: tuple[str, ...] = get_args(ModifierName)
-STRATEGIES: tuple[str, ...] = get_args(StrategyName)
+STRATEGIES = ("scheduling", "circuit_logic", "course_schedule", "chain_sum", "all")
+"""The families of the strategy study that have written strategies and aims; any other task family can be named too."""
 
 GgufType = Literal["F16", "BF16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_0", "Q4_K_M", "Q4_0", "IQ4_NL", "Q3_K_M", "Q2_K"]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -289,8 +289,9 @@ class ModifiersConfig(Section):
 
 
 class StrategyConfig(Section):
-    families: tuple[StrategyName, ...] = ("scheduling",)
-    """Which partitions a run of the whole graph makes; others are there to be asked for, and then kept up to date."""
+    families: tuple[str, ...] = ("scheduling",)
+    """Which partitions a run of the whole graph makes: of ``STRATEGIES``, or any task family that a verifier judges.
+    The others of ``STRATEGIES`` are there to be asked for, and then kept up to date."""
     teacher: str = "solver"
     """Who attempts, reflects and distils: the solver, or a name of the catalogue of teachers."""
     journal_batches: Count = 4
@@ -306,6 +307,17 @@ class StrategyConfig(Section):
     training: LoraConfig = LoraConfig(
         rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=1e-3, max_steps=60, load_in_4bit=False
     )
+
+    @model_validator(mode="after")
+    def _families_exist(self) -> "StrategyConfig":
+        from cogumi_dagster.lib.strategy.problems import strategy_family
+
+        for name in self.families:
+            try:
+                strategy_family(name)
+            except CogumiError as error:
+                raise ValueError(f"{error.problem}: {error.mend}") from None
+        return self
 
 
 class RoutingConfig(Section):

@@ -253,10 +253,23 @@ _ALL = StrategyFamily(
 STRATEGY_FAMILIES: Mapping[str, StrategyFamily] = {family.name: family for family in (*_SINGLE, _ALL)}
 
 
+UNVERIFIED = ("conversation", "creative")
+"""Domains of tasks that only a judge can score."""
+
+
 def strategy_family(name: str) -> StrategyFamily:
-    if name not in STRATEGY_FAMILIES:
-        raise CogumiError(f"there is no strategy family {name!r}", nearest(name, STRATEGY_FAMILIES))
-    return STRATEGY_FAMILIES[name]
+    """The study's family of that name, or any other task family with a verifier: without written strategies, so that a
+    model must be the teacher if there is to be one, and with open answers.
+
+    Raises:
+        CogumiError: there is none.
+    """
+    if name in STRATEGY_FAMILIES:
+        return STRATEGY_FAMILIES[name]
+    others = [other for other, family in FAMILIES.items() if family.domain not in UNVERIFIED]
+    if name not in others:
+        raise CogumiError(f"there is no strategy family {name!r}", nearest(name, [*STRATEGY_FAMILIES, *others]))
+    return StrategyFamily(name, ("",), suites=(Suite("fresh", SHARED, fresh(name)),))
 
 
 def classes_of(task: Task) -> tuple[str, ...]:

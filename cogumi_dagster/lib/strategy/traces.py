@@ -71,7 +71,11 @@ def learn_strategy(
         text = family.strategies[-1]
         rows = [task.to_json() for task in tasks]
         for task in tasks:
-            if task.solution is None or verify(task, task.solution).passed is not True:
+            if task.solution is None:
+                raise CogumiError(
+                    f"{family.name} has no solver whose traces could be taught", "name a model as strategy.teacher"
+                )
+            if verify(task, task.solution).passed is not True:
                 raise CogumiError(
                     f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
                 )

@@ -281,3 +281,18 @@ def test_what_is_beyond_chance_is_told_by_the_interval(right: int, low: float) -
     report["constant_balanced_accuracy"] = 0.5  # type: ignore[assignment]
     claim = next(claim for claim in STRATEGY_EVALUATION if claim.name == "beyond_chance")
     assert evaluate_claim(claim, report, Thresholds()).passed is (low > 0)
+
+
+def test_any_family_with_a_verifier_can_be_studied(
+    scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    family = strategy_family("gcd")
+    solver = SolverTeacher(scripted_engine(lambda a, p: "Answer: 1"), family)
+    assert keep_journal(solver, family, tmp_path, batches=2, problems=6, seed=0).strategies == 1
+    assert learn_strategy(tmp_path, family, tmp_path / "out", traces=12, seed=0).traces == 12
+    known = solutions(family.measured_on(12, 0.1, 0))
+    engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter else "Hm.", (ADAPTER,))
+    report = evaluate_strategy(engine, family, tmp_path, count=12, strategy="", suite_share=0.1, seed=0)
+    assert report.adapter_balanced_accuracy.value == 1.0 and report.suites[0].problems == 30
+    with pytest.raises(CogumiError, match="no strategy family 'conversation_guided'"):
+        strategy_family("conversation_guided")
