@@ -31,8 +31,8 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     def limits(self) -> Iterator[None]:
         """Cap this process's private memory while a step runs: above it, allocations fail and the step ends.
 
-        RLIMIT_DATA counts private writable pages, so mapped model files are free, and so are addresses that earlier
-        steps of this process left empty.
+        RLIMIT_DATA counts private writable pages, so mapped model files are free. Addresses that earlier steps of this
+        process left empty are no part of the limit; what a step fills of them again is beyond it.
         """
         soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
         wanted = int(self.settings.profile.compute.memory_gb * 1e9) + unused_addresses()

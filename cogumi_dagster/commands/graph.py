@@ -43,7 +43,7 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
     for run_id in reconcile(instance):
         console.print(f"[dim]settled the run {run_id[:8]}, which a crash had left running[/]")
     console.print(f"Profile {settings.profile.name}: {len(todo)} of {len(nodes)} artifacts to make, in {store.root}")
-    _say_what_is_stale(nodes, select)
+    _say_what_is_stale(nodes, partition)
     progress = RunProgress(nodes, settings.profile.name)
     artifact.listeners.append(progress)
     started = time.monotonic()
@@ -55,7 +55,7 @@ def run_graph(select: Sequence[str], partition: str | None) -> int:
     return _summary(results, fresh, time.monotonic() - started)
 
 
-def _say_what_is_stale(nodes: Sequence[Node], select: Sequence[str]) -> None:
+def _say_what_is_stale(nodes: Sequence[Node], partition: str | None) -> None:
     """Inputs of what is to be made that are not up to date themselves, and were not asked for."""
     stale = [node for node in nodes if node.stale]
     if not stale:
@@ -63,8 +63,9 @@ def _say_what_is_stale(nodes: Sequence[Node], select: Sequence[str]) -> None:
     console.print(f"[yellow]{len(stale)} input(s) of these are out of date and are used as they are:[/]")
     for node in stale:
         console.print(escape(f"  {node.label}: {node.stale}"))
-    asked = " ".join(f"--select +{name.lstrip('+')}" for name in select)
-    console.print(f"mend: [bold]{escape(asked)}[/], with a + in front, makes them anew too")
+    last = [node.asset for node in nodes if node.reason][-1]
+    asked = f"--select +{last}" + (f" --partition {partition}" if partition else "")
+    console.print(f"mend: a + in front of an asset's name makes its inputs too, such as [bold]{escape(asked)}[/]")
 
 
 def _summary(results: Sequence[NodeResult], fresh: int, seconds: float) -> int:
@@ -114,7 +115,10 @@ def show_plan(as_json: bool, select: Sequence[str] = (), partition: str | None =
     _, settings, store = _open()
     nodes = plan(settings, store, select, partition)
     if as_json:
-        rows = [{"asset": n.asset, "partition": n.partition, "reason": n.reason, "seconds": n.seconds} for n in nodes]
+        rows = [
+            {"asset": n.asset, "partition": n.partition, "reason": n.reason, "stale": n.stale, "seconds": n.seconds}
+            for n in nodes
+        ]
         print(json.dumps(rows, indent=1))
         return
     progress = RunProgress(nodes, settings.profile.name)
@@ -126,7 +130,7 @@ def show_plan(as_json: bool, select: Sequence[str] = (), partition: str | None =
     times = list(progress.expected.values())
     time = f", about {estimate(sum(times), times.count(0))}" if sum(times) else ""
     console.print(f"{len(times)} of {len(nodes)} artifacts to make{time}.")
-    _say_what_is_stale(nodes, select)
+    _say_what_is_stale(nodes, partition)
 
 
 def show_status(as_json: bool) -> None:

@@ -135,8 +135,12 @@ def plan(
             found[slot] = _reason(specs, keys, settings, slot, current, versions, found) if slot in asked else ""
         return found
 
-    wanted, everything = reasons(chosen), reasons(set(order))
+    wanted = reasons(chosen)
     used = {parent for slot in order if wanted[slot] for parent in _upstream(specs, keys, *slot)} - chosen
+    try:
+        everything = reasons(chosen | used) if used else wanted
+    except CogumiError:  # of an input that is used as it is, nothing needs to be right but its artifact
+        everything = wanted
     nodes = []
     for slot in order:
         manifest = current[slot]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
 
@@ -308,16 +308,17 @@ class StrategyConfig(Section):
         rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=1e-3, max_steps=60, load_in_4bit=False
     )
 
-    @model_validator(mode="after")
-    def _families_exist(self) -> "StrategyConfig":
+    @field_validator("families")
+    @classmethod
+    def _families_exist(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         from cogumi_dagster.lib.strategy.problems import strategy_family
 
-        for name in self.families:
+        for name in names:
             try:
                 strategy_family(name)
             except CogumiError as error:
                 raise ValueError(f"{error.problem}: {error.mend}") from None
-        return self
+        return names
 
 
 class RoutingConfig(Section):

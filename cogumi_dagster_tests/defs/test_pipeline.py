@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cogumi_dagster.definitions import defs
-from cogumi_dagster.defs import pipeline
+from cogumi_dagster.defs import partitions, pipeline
 from cogumi_dagster.defs.artifact import (
     ASKS_KEY,
     CODE_KEY,
@@ -286,6 +286,14 @@ def test_inputs_that_are_out_of_date_and_not_asked_for_are_named(full: Store) ->
     }
     assert not any(node.stale for node in full.plan())
     assert not any(node.stale for node in full.plan("student_model"))
+
+
+def test_any_family_that_the_profile_names_is_a_partition(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    profile.write_text("strategy: {families: [gcd]}")
+    monkeypatch.setenv("COGUMI_PROFILE", str(profile))
+    assert partitions._strategies() == [*STRATEGIES, "gcd"]
+    profile.write_text("strategy: {families: [gdc]}")
+    assert partitions._strategies() == list(STRATEGIES), "what is wrong is said where the profile is used"
 
 
 def test_inputs_that_were_never_made_are_not_called_out_of_date(empty: Store) -> None:

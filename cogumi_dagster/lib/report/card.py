@@ -340,8 +340,8 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
         yield Table(
             f"Strategy: {key}",
             f"{report['problems']} problems of the test split, classes balanced where answers are closed; majority baseline "
-            f"{report['majority']['value']:.2f}, balanced {report['constant_balanced_accuracy']:.2f}. Suites are of the student with adapter."
-            + (f" Not told the strategy: {report['left_out']}." if report["left_out"] else ""),
+            f"{report['majority']['value']:.2f}, balanced {number(report.get('constant_balanced_accuracy'))}. Suites are of the student with adapter."
+            + (f" Not told the strategy: {report['left_out']}." if report.get("left_out") else ""),
             ("stage or suite", "problems", "accuracy", "easy", "medium", "hard", "in each batch", "balanced accuracy", "recall by class", "exact traces", "aims"),
             tuple(
                 (
@@ -361,8 +361,7 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
             f"Training {costs['training_seconds']:.0f} s and {costs['seconds_per_answer']:.2f} s an answer of this machine, at "
             f"{costs['machine_usd_per_hour']:.2f} dollars an hour (assumed): training {costs['training_usd']:.4f}, an answer "
             f"{costs['usd_per_answer']:.2e} dollars; the teacher's journal and traces {costs['teaching_usd']:.4f}. Teachers at list price for {costs['prompt_tokens']:.0f} tokens of prompt and "
-            f"{costs['answer_tokens']:.0f} of answer, thinking not counted. Balanced accuracy of the student with adapter: "
-            f"{proportion(report['adapter_balanced_accuracy'])}.",
+            f"{costs['answer_tokens']:.0f} of answer, thinking not counted; the study's own teacher as paid.",
             ("teacher", "dollars an answer", "times the student's", "training is paid for after"),
             tuple(
                 (t["teacher"], f"{t['usd_per_answer']:.2e}", f"{t['usd_per_answer'] / costs['usd_per_answer']:.1f}" if costs["usd_per_answer"] else "",

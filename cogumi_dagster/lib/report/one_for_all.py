@@ -28,10 +28,10 @@ def one_for_all(refs: Sequence[ArtifactRef]) -> list[Compared]:
     """Each family whose own adapter and the one for all were evaluated; none without the one for all."""
     made = {(ref.manifest.asset, ref.manifest.partition): ref for ref in refs}
     whole = made.get(("strategy_evaluation", "all"))
-    return [row for row in _compared(made, whole.path) if row] if whole else []
+    return list(_compared(made, whole.path)) if whole else []
 
 
-def _compared(made: dict[tuple[str, str | None], ArtifactRef], whole: Path) -> Iterator[Compared | None]:
+def _compared(made: dict[tuple[str, str | None], ArtifactRef], whole: Path) -> Iterator[Compared]:
     taken = _passed(whole)
     for part in strategy_family("all").each():
         evaluated = made.get(("strategy_evaluation", part.name))

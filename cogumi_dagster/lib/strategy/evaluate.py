@@ -12,7 +12,7 @@ from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.economics import Economics, economics
 from cogumi_dagster.lib.strategy.journal import balanced_accuracy, constant_baseline
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of, refuse_one_class
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of, refuse_too_few
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Task
@@ -115,7 +115,7 @@ def evaluate_strategy(
     teacher's calls cost, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
     """
     tasks = family.stage_problems(count, seed)
-    refuse_one_class(tasks, "strategy.test_problems")
+    refuse_too_few(tasks, count, "strategy.test_problems")
     suites = family.drawn_suites(suite_share, seed)
     distinct = {task.id: task for _, drawn in suites for task in drawn}
     part = in_parts(progress, (3 + 2 * (teacher is not None)) * len(tasks) + len(distinct))
@@ -124,17 +124,20 @@ def evaluate_strategy(
     if teacher is None:
         taught["teacher (solver, exact)"] = [_solved(task) for task in tasks]
     else:  # first: what fails here fails before the student's hours, and what was answered is kept
-        for name, text in ((f"teacher ({teacher.name})", ""), ("teacher, strategy in the prompt", strategy)):
+        for name, text in {f"teacher ({teacher.name})": "", "teacher, strategy in the prompt": strategy}.items():
+            if taught and not text:
+                continue
             before = teacher.usd
             taught[name] = teacher.attempt(tasks, text, part(len(tasks)))
             costs[name] = (teacher.usd - before) / len(tasks)
     untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
     told: Sequence[Answered] = ()
-    left_out = ""
-    try:
-        told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
-    except PromptTooLong as error:
-        left_out = error.problem
+    left_out = "" if strategy else "there is none in words"
+    if strategy:
+        try:
+            told = answer_tasks(engine, tasks, before=strategy, progress=part(len(tasks)))
+        except PromptTooLong as error:
+            left_out = error.problem
     trained = answer_tasks(engine, tasks, adapter=ADAPTER, progress=part(len(tasks)))
     answered = answer_tasks(engine, list(distinct.values()), adapter=ADAPTER, progress=part(len(distinct)))
     stages: dict[str, Sequence[Answered]] = {

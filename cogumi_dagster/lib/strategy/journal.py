@@ -14,13 +14,12 @@ from cogumi_dagster.lib.evaluation.answers import Answered, majority_of
 from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
-    majority_baseline,
     mean_of_shares,
     report_json,
 )
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, refuse_one_class, said_in
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, refuse_too_few, said_in
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks.base import Task
 
@@ -95,7 +94,7 @@ def keep_journal(
     for batch in range(batches):
         current = len(strategies) - 1
         tasks = family.problems(problems, seed + 101 * batch, "train")
-        refuse_one_class(tasks, "strategy.batch_problems")
+        refuse_too_few(tasks, problems, "strategy.batch_problems")
         answers = teacher.attempt(tasks, strategies[current])
         entry = _entry(batch, current, answers, teacher.reflect(answers))
         entries.append(entry)
@@ -173,9 +172,8 @@ def constant_baseline(tasks: Sequence[Task]) -> float:
         families.setdefault(task.family, []).append(task)
     shares: list[float] = []
     for group in families.values():
-        labels = [str(task.answer) for task in group]
         if classes_of(group[0]):
-            shares += [1.0, *[0.0] * (len(set(labels)) - 1)]
+            shares += [1.0, *[0.0] * (len({task.answer for task in group}) - 1)]
         else:
-            shares.append(majority_baseline(labels).value)
+            shares.append(majority_of(group).value)
     return sum(shares) / len(shares)

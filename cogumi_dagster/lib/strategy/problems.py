@@ -1,6 +1,5 @@
 """The families of the strategy study: problems, an exact trace, and written strategies."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from typing import TypeVar
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.tasks import FAMILIES
+from cogumi_dagster.lib.tasks.answers import closed_answer
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Split, Task
 from cogumi_dagster.lib.tasks.scheduling import SCHEDULING
 
@@ -33,6 +33,16 @@ class Suite:
     """What the student should reach: figure (``accuracy``, ``balanced accuracy``, ``recall NO``) -> at least."""
     set_size: int = 0
     """Problems of a set, where it is drawn in sets."""
+    of: "Suite | None" = None
+    """The suite of another adapter of whose problems these are some, so that the two can be compared on them."""
+
+    def problems(self, share: float, seed: int) -> list[Task]:
+        """``share`` of its size."""
+        count = round(share * self.size)
+        if self.of is None:
+            return self.draw(count, seed)
+        whole = self.of.problems(share, seed)
+        return Random(seed).sample(whole, min(count, len(whole)))
 
 
 @dataclass(frozen=True)
@@ -77,7 +87,7 @@ class StrategyFamily:
 
     def drawn_suites(self, share: float, seed: int) -> list[tuple[Suite, list[Task]]]:
         """The suites with their problems, ``share`` of each."""
-        return [(suite, suite.draw(round(share * suite.size), seed + 17)) for suite in self.suites if share]
+        return [(suite, suite.problems(share, seed + 17)) for suite in self.suites if share]
 
     def measured_on(self, count: int, share: float, seed: int) -> list[Task]:
         """All that a student is measured on: ``count`` problems of the stages, and ``share`` of each suite."""
@@ -160,17 +170,6 @@ def fresh(name: str, mix: Mix = EVEN) -> Callable[[int, int], list[Task]]:
     return lambda count, seed: strategy_family(name).problems(count, seed, "test", mix)
 
 
-def part_of(suite: Suite) -> Suite:
-    """At most ``SHARED`` of the problems of another adapter's suite, so that the two can be compared on them."""
-    size = min(SHARED, suite.size)
-
-    def draw(count: int, seed: int) -> list[Task]:
-        whole = suite.draw(round(count / size * suite.size), seed)  # the same share of it is what that adapter takes
-        return Random(seed).sample(whole, min(count, len(whole)))
-
-    return Suite(suite.name, size, draw, suite.aims)
-
-
 TALLY = (
     "Give each hour a letter: 9 is a, 10 is b, and so on to 17, which is i. Go through the meetings in their order. "
     "Write each, and behind it, for every hour from its start to the one before its end, the letter and how many "
@@ -247,7 +246,10 @@ _ALL = StrategyFamily(
         "\n".join(f"{part.name}: {text}" for part, text in zip(_SINGLE, texts, strict=True)) if any(texts) else ""
         for texts in zip(*(part.strategies for part in _SINGLE), strict=True)
     ),
-    suites=tuple(replace(part_of(part.suites[0]), name=part.name) for part in _SINGLE),
+    suites=tuple(
+        replace(part.suites[0], name=part.name, size=min(SHARED, part.suites[0].size), of=part.suites[0])
+        for part in _SINGLE
+    ),
     parts=_SINGLE,
 )
 STRATEGY_FAMILIES: Mapping[str, StrategyFamily] = {family.name: family for family in (*_SINGLE, _ALL)}
@@ -278,19 +280,25 @@ def classes_of(task: Task) -> tuple[str, ...]:
     return found.classes if found else ()
 
 
-def refuse_one_class(tasks: Sequence[Task], setting: str) -> None:
-    """Raises CogumiError where all problems of a family of closed answers have the same one, so that always saying it
-    would be right; more problems, as ``setting`` says, mend it."""
+def refuse_too_few(tasks: Sequence[Task], wanted: int, setting: str) -> None:
+    """Raises CogumiError where there are fewer than ``wanted``, which ``setting`` says, or all problems of a family of
+    closed answers have the same one, so that always saying it would be right."""
     labels: dict[str, set[str | None]] = {}
     for task in tasks:
         if classes_of(task):
             labels.setdefault(task.family, set()).add(task.answer)
     if alone := [name for name, found in labels.items() if len(found) < 2]:
         raise CogumiError(f"the problems of {alone[0]} have one class only", f"raise {setting}")
+    if len(tasks) < wanted:
+        raise CogumiError(
+            f"{' and '.join(sorted({task.family for task in tasks}))} has only {len(tasks)} problems of that split, "
+            f"{wanted} are wanted",
+            f"lower {setting}, or take another family",
+        )
 
 
 def said_in(answer: Answered) -> str:
-    """The class that an answer ends with; nothing where it names none, or where answers are open."""
-    classes = classes_of(answer.task)
-    found = re.findall(rf"\b({'|'.join(classes)})\b", answer.completion.text, re.IGNORECASE) if classes else []
-    return next((label for label in classes if found and found[-1].lower() == label.lower()), "")
+    """The class that a wrong answer gives; nothing where it gives none (nor where it names the right one, but not as
+    the family's answers must), or where answers are open."""
+    said = closed_answer(answer.completion.text, classes_of(answer.task)) if classes_of(answer.task) else ""
+    return "" if said == answer.task.answer and not answer.passed else said

@@ -5,12 +5,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.evaluation.answers import majority_of
 from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.jsonl import write_jsonl
-from cogumi_dagster.lib.progress import Progress, silent
+from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
@@ -75,18 +76,21 @@ def learn_strategy(
                 raise CogumiError(
                     f"{family.name} has no solver whose traces could be taught", "name a model as strategy.teacher"
                 )
-            if verify(task, task.solution).passed is not True:
+            verdict = verify(task, task.solution)
+            if verdict.passed is None:
+                raise CogumiError(f"traces of {family.name} cannot be judged: {verdict.reason}", "see the README")
+            if not verdict.passed:
                 raise CogumiError(
                     f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
                 )
     else:
         text = kept["strategies"][kept["best"]]["text"]
-        every = max(1, drawn // TRIED_FIRST)
-        parts = [tasks[::every], [task for place, task in enumerate(tasks) if place % every]]
-        answers, asked = [], 0
+        first = set(Random(seed).sample(range(drawn), min(TRIED_FIRST, drawn)))
+        parts = [[task for place, task in enumerate(tasks) if (place in first) is now] for now in (True, False)]
+        answers, asked, shown = [], 0, in_parts(progress, drawn)
         for part in filter(None, parts):  # a teacher that cannot do it is found out before all is paid for
             asked += len(part)
-            attempted = teacher.attempt(part, text, progress)
+            attempted = teacher.attempt(part, text, shown(len(part)))
             answers += [a for a in attempted if a.passed and len(a.completion.text.split()) >= FEWEST_WORDS]
             accepted, majority = Proportion(len(answers), asked), majority_of(tasks)
             if not accepted.interval[0 if asked == drawn else 1] > majority.value:
@@ -121,7 +125,7 @@ def _classes(tasks: Sequence[Task]) -> Counter[tuple[str, str]]:
 
 def _imbalance(tasks: Sequence[Task]) -> float:
     def of(family: Sequence[Task]) -> float:
-        counts = Counter(str(task.answer) for task in family)
+        counts = Counter(task.answer or task.id for task in family)
         fewest = min((counts[label] for label in classes_of(family[0])), default=1)
         return (max(counts.values()) - fewest) / len(family)
 

@@ -1,16 +1,15 @@
 """Reading a short answer out of a response: lenient about the form, never about being right."""
 
 import re
+from collections.abc import Iterator, Sequence
 from decimal import Decimal, InvalidOperation
 
 from cogumi_dagster.lib.tasks.base import Verdict
 
 _STATED = re.compile(r"\banswer\b[*_ \t]*[:=][*_ \t]*([^\n]*)", re.IGNORECASE)
-_SAID = re.compile(
-    r"^(?!.*\b(?:not|\w+n['\u2019]t|never|whether|if|unless|think|doubt)\b.*\banswer is\b).*\banswer is\b:?",
-    re.IGNORECASE,
-)
-"""A beginning that says what the answer is, and does not doubt or deny it."""
+_SAID = re.compile(r"^.*\banswer is\b:?", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|\w+n['\u2019]t|never|doubt|unsure)\b[^,.;:]*\banswer is\b", re.IGNORECASE)
+"""Of a clause that denies or doubts what it says the answer is."""
 _NUMBER = re.compile(
     r"(?<![\w^.])(?P<sign>[-+\u2212]?)(?P<digits>\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?P<fraction>\.\d+)?"
     r"(?:[eE](?P<exponent>[-+]?\d{1,3})\b|\s*[x\u00d7*]\s*10\s*\^\s*\(?(?P<power>[-+\u2212]?\d{1,3})\)?)?"
@@ -27,12 +26,35 @@ def stated_answer(response: str) -> str | None:
 
 
 def final_text(response: str) -> str:
-    """The stated answer, else the last line that is not empty, without a beginning such as "The answer is"."""
+    """The stated answer, else the last line that is not empty, without a beginning such as "The answer is"; nothing
+    where that line denies it ("I don't think the answer is 3")."""
+    return next(_final_texts(response), "")
+
+
+def closed_answer(response: str, classes: Sequence[str]) -> str:
+    """Which of ``classes`` a response gives: the one that its stated answer, or the last line that names one, ends or
+    begins with, or the only one in it. ``all within 3: YES`` is YES, ``YES. There is no conflict`` too. Else nothing.
+    """
+    named = "|".join(map(re.escape, classes))
+    for line in _final_texts(response):
+        found = [word.lower() for word in re.findall(rf"\b(?:{named})\b", line, re.IGNORECASE)]
+        if not found:
+            continue
+        begins, ends = (re.search(end, line, re.IGNORECASE) for end in (rf"^\W*(?:{named})\b", rf"\b(?:{named})\W*$"))
+        said = found[-1] if ends else found[0] if begins or len(set(found)) == 1 else ""
+        return next((label for label in classes if label.lower() == said), "")
+    return ""
+
+
+def _final_texts(response: str) -> Iterator[str]:
+    """The stated answer alone, where there is one; else the lines from the last to the first."""
     stated = stated_answer(response)
     if stated is not None:
-        return stated
-    lines = [_bare(line) for line in response.splitlines() if _bare(line)]
-    return _bare(_SAID.sub("", lines[-1])) if lines else ""
+        yield stated
+        return
+    for line in reversed(response.splitlines()):
+        if bare := _bare(line):
+            yield "" if _DENIED.search(bare) else _bare(_SAID.sub("", bare))
 
 
 def final_number(response: str) -> Decimal | None:

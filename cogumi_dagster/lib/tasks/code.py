@@ -192,7 +192,7 @@ class CodeDefinition:
 
     name = "code_definition"
     domain = "code"
-    max_tokens = 128
+    max_tokens = 256  # with the docstring repeated
     version = "1"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:

@@ -5,13 +5,12 @@ Most of its answers are YES (all of EASY: two meetings never need three rooms), 
 the majority, and training uses ``generate_balanced``.
 """
 
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from random import Random
 
-from cogumi_dagster.lib.tasks.answers import final_text
+from cogumi_dagster.lib.tasks.answers import closed_answer
 from cogumi_dagster.lib.tasks.base import Difficulty, Task, Verdict
 from cogumi_dagster.lib.tasks.drawing import distinct, seeded
 
@@ -113,7 +112,7 @@ class Scheduling:
         return tasks
 
     def verify(self, task: Task, response: str) -> Verdict:
-        said = _verdict_of(final_text(response))
+        said = closed_answer(response, ("YES", "NO"))
         if not said:
             return Verdict(False, "neither YES nor NO was given")
         if said == task.answer:
@@ -155,16 +154,6 @@ class Scheduling:
             answer="YES" if is_feasible(meetings, rooms) else "NO",
             solution=trace(meetings, rooms),
         )
-
-
-def _verdict_of(line: str) -> str:
-    """YES or NO, where a line ends or begins with one of them, or has only one of them: ``all within 3: YES`` is YES,
-    ``YES. There is no conflict`` too."""
-    said = [word.upper() for word in re.findall(r"\b(?:yes|no)\b", line, re.IGNORECASE)]
-    begins, ends = (re.search(end, line, re.IGNORECASE) for end in (r"^\W*(?:yes|no)\b", r"\b(?:yes|no)\W*$"))
-    if ends or begins:
-        return said[-1] if ends else said[0]
-    return said[0] if len(set(said)) == 1 else ""
 
 
 def _draw(rng: Random, count: tuple[int, int], rooms: tuple[int, int], kinds: int = 0) -> tuple[list[Meeting], int]:

@@ -77,7 +77,8 @@ def unused_addresses() -> int:
     except OSError:
         return 0
     kilobytes = dict(re.findall(r"^(\w+):\s+(\d+) kB$", status, re.MULTILINE))
-    return max(0, 1024 * (int(kilobytes.get("VmData", 0)) - int(kilobytes.get("RssAnon", 0))))
+    data, *filled = (int(kilobytes.get(name, 0)) for name in ("VmData", "RssAnon", "VmSwap"))
+    return max(0, 1024 * (data - sum(filled)))
 
 
 class PeakMemory:

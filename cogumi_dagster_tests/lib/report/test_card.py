@@ -8,9 +8,11 @@ import pytest
 
 from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore
 from cogumi_dagster.lib.evaluation.statistics import Proportion, report_json
+from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.report.card import HTML, MARKDOWN, STEPS, number, proportion, size, write_card
 from cogumi_dagster.lib.report.figures import figures, reports_of
+from cogumi_dagster.lib.report.one_for_all import one_for_all
 from cogumi_dagster.lib.training.batches import Pair
 
 EVIL = "<script>alert('x')</script> & | \"q\""
@@ -202,3 +204,28 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
     ):
         assert f"<h2>{title}</h2>" in page
     assert "7 to 10 meetings, class-balanced" in page and "never: the teacher is cheaper" in page
+
+
+def test_one_adapter_for_all_is_paired_with_each_family_s_own(tmp_path: Path) -> None:
+    store = ArtifactStore(tmp_path)
+
+    def made(asset: str, partition: str, file: str, rows: list[dict[str, Any]]) -> ArtifactRef:
+        with store.write(asset, partition) as draft:
+            write_jsonl(draft.path / file, rows)
+        assert draft.ref is not None
+        return draft.ref
+
+    def answers(passed: dict[str, bool]) -> list[dict[str, Any]]:
+        rows = [{"stage": "suites", "task": {"id": task}, "passed": right} for task, right in passed.items()]
+        return [*rows, {"stage": "untrained student", "task": {"id": "a"}, "passed": False}]
+
+    refs = [
+        made("strategy_evaluation", "chain_sum", "answers.jsonl", answers({"a": True, "b": True, "own": False})),
+        made("strategy_evaluation", "all", "answers.jsonl", answers({"a": True, "b": False, "other": True})),
+        made("learned_strategy", "chain_sum", "traces.jsonl", [{"family": "chain_sum"}] * 8),
+        made("learned_strategy", "all", "traces.jsonl", [{"family": "chain_sum"}] * 2 + [{"family": "scheduling"}] * 2),
+    ]
+    (row,) = one_for_all(refs)
+    assert (row.family, row.own_traces, row.one_traces) == ("chain_sum", 8, 2)
+    assert (row.own, row.one, row.p_value) == (Proportion(2, 2), Proportion(1, 2), 1.0)
+    assert one_for_all(refs[:1]) == []

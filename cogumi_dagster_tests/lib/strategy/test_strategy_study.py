@@ -9,19 +9,19 @@ import pytest
 from cogumi_dagster.defs.claims import evaluate as evaluate_claim
 from cogumi_dagster.defs.strategy.checks import STRATEGY_EVALUATION
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.evaluation.answers import answer_tasks
+from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks
 from cogumi_dagster.lib.evaluation.statistics import Proportion, mean_of_shares
-from cogumi_dagster.lib.inference.base import PromptTooLong
+from cogumi_dagster.lib.inference.base import Completion, PromptTooLong
 from cogumi_dagster.lib.jsonl import read_jsonl
-from cogumi_dagster.lib.profile import Thresholds
+from cogumi_dagster.lib.profile import STRATEGIES, Thresholds, read_profile
 from cogumi_dagster.lib.strategy import traces as traces_module
 from cogumi_dagster.lib.strategy.evaluate import ADAPTER, answer_stages, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import constant_baseline, keep_journal
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, refuse_one_class, strategy_family
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, refuse_too_few, strategy_family
 from cogumi_dagster.lib.strategy.teacher import SolverTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.tasks import verify
-from cogumi_dagster.lib.tasks.base import Split, Verdict
+from cogumi_dagster.lib.tasks.base import Split, Task, Verdict
 
 FAMILY = strategy_family("scheduling")
 
@@ -220,7 +220,7 @@ def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
     known = solutions(tasks)
     engine = scripted_engine(lambda a, p: known.get(p, "False") if a == ADAPTER else "YES", (ADAPTER,))
     report = evaluate_strategy(engine, family, tmp_path, count=24, strategy="", suite_share=0.04, seed=1)
-    untrained, _, trained, _ = report.stages
+    untrained, trained, _ = report.stages
     assert trained.balanced_accuracy.value == 1.0 and set(trained.recalls) == {"YES", "NO", "0", "1", "True", "False"}
     assert untrained.balanced_accuracy.value == pytest.approx(1 / 7), "of seven classes, open answers being one"
     assert [suite.suite for suite in report.suites] == [part.name for part in family.parts]
@@ -240,7 +240,15 @@ def test_no_lesson_has_the_trace_of_a_problem_that_is_measured_on(name: str) -> 
     assert len(lessons) == 300 and not {task.solution for task in lessons} & {task.solution for task in measured}
 
 
-def test_all_families_have_all_their_classes_in_a_small_batch(scripted_engine: Callable[..., Any]) -> None:
+@pytest.mark.parametrize("profile", ["tiny", "quick", "local", "gpu", "cluster"])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_the_batches_of_every_profile_have_all_classes(profile: str, name: str) -> None:
+    config = read_profile(profile).strategy
+    refuse_too_few(strategy_family(name).problems(config.batch_problems, 0, "train"), config.batch_problems, "it")
+    refuse_too_few(strategy_family(name).stage_problems(min(config.test_problems, 120), 0), 1, "it")
+
+
+def test_all_families_have_all_their_classes_in_a_small_batch() -> None:
     family = strategy_family("all")
     for count in (12, 60):
         tasks = family.problems(count, 0, "train")
@@ -249,11 +257,11 @@ def test_all_families_have_all_their_classes_in_a_small_batch(scripted_engine: C
             assert not part.classes or max(labels.values()) - min(labels[one] for one in part.classes) <= 1
     assert constant_baseline(family.problems(24, 0, "test")) == pytest.approx((3 + 1 / 6) / 7, abs=0.05)
     with pytest.raises(CogumiError, match="have one class only"):
-        refuse_one_class(family.problems(4, 0, "train"), "strategy.batch_problems")
+        refuse_too_few(family.problems(4, 0, "train"), 4, "strategy.batch_problems")
 
 
 def test_the_one_adapter_for_all_takes_problems_that_each_family_s_own_took() -> None:
-    for share in (0.1, 1.0):
+    for share in (0.1, 0.125, 1.0):
         own = {task.id for task in FAMILY.drawn_suites(share, 3)[0][1]}
         (taken,) = (
             drawn for suite, drawn in strategy_family("all").drawn_suites(share, 3) if suite.name == "scheduling"
@@ -294,5 +302,31 @@ def test_any_family_with_a_verifier_can_be_studied(
     engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter else "Hm.", (ADAPTER,))
     report = evaluate_strategy(engine, family, tmp_path, count=12, strategy="", suite_share=0.1, seed=0)
     assert report.adapter_balanced_accuracy.value == 1.0 and report.suites[0].problems == 30
+    assert [row.stage for row in report.stages][:2] == ["untrained student", "student with adapter"]
+    assert report.left_out == "there is none in words"
+    few = strategy_family("code_function")
+    with pytest.raises(CogumiError, match="code_function has only"):
+        evaluate_strategy(engine, few, tmp_path, count=600, strategy="", seed=0)
+    assert constant_baseline(few.problems(4, 0, "test")) == 0.0, "no short answer that could be the commonest"
     with pytest.raises(CogumiError, match="no strategy family 'conversation_guided'"):
         strategy_family("conversation_guided")
+
+
+def test_the_first_traces_that_a_teacher_is_asked_for_are_of_all_classes(tmp_path: Path) -> None:
+    asked: list[list[Task]] = []
+
+    class Teacher(SolverTeacher):
+        """Writes down what it was asked."""
+
+        def attempt(self, tasks: Any, strategy: str, progress: Any = None) -> list[Answered]:
+            asked.append(list(tasks))
+            texts = [f"{'step ' * 8}{task.answer}" for task in tasks]
+            return [Answered(t, Completion(x, "stop", 0, 0), verify(t, x)) for t, x in zip(tasks, texts, strict=True)]
+
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": ""}]}))
+    teacher = Teacher(None, FAMILY)  # type: ignore[arg-type]
+    learned = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=400, teacher=teacher, seed=0)
+    first, rest = asked
+    assert (len(first), len(rest), learned.traces) == (50, 350, 400)
+    labels = Counter(task.answer for task in first)
+    assert min(labels["YES"], labels["NO"]) >= 15

@@ -184,6 +184,8 @@ def test_powers_are_read_as_factors(said: str, right: bool) -> None:
 def test_a_sentence_that_says_the_answer_is_read() -> None:
     task = get_family("course_schedule").generate(1, 0, "easy")[0]
     assert verify(task, f"They wait for each other.\nSo the answer is {task.answer}.").passed is True
+    assert verify(task, f"Course 3 does not wait for any, so the answer is {task.answer}.").passed is True
+    assert verify(task, f"I think the answer is {task.answer}.").passed is True
     assert verify(task, f"I don't think that the answer is {task.answer}.").passed is False
 
 

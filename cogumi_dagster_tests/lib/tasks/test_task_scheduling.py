@@ -79,12 +79,14 @@ def test_balanced_has_as_many_no_as_yes(difficulty: Difficulty) -> None:
     assert answers != sorted(answers)
 
 
-def test_the_last_yes_or_no_counts() -> None:
+def test_the_yes_or_no_of_the_last_line_counts() -> None:
     task = next(task for task in SCHEDULING.generate(20, 0, "medium") if task.answer == "YES")
     assert SCHEDULING.verify(task, "No, wait. yes").passed is True
     assert SCHEDULING.verify(task, "YES. There is no conflict.").passed is True
     assert SCHEDULING.verify(task, "Answer: YES, no hour needs more rooms.").passed is True
     assert SCHEDULING.verify(task, "YES, or so it seems; no, it is hard to say").passed is True
+    assert SCHEDULING.verify(task, "all within 3: YES\nI hope that this helps!").passed is True
     assert SCHEDULING.verify(task, "It says yes and it says no, I think").passed is False
+    assert SCHEDULING.verify(task, "I don't think the answer is YES").passed is False
     assert SCHEDULING.verify(task, "YES... no.").passed is False
     assert SCHEDULING.verify(task, "I know nothing").passed is False
