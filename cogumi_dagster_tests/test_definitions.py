@@ -49,7 +49,7 @@ CHECKS = {
     "parity_chain": """same_ids! merged_equals_adapter! awq_equals_recovered! gguf_equals_awq! nothing_broken!
         unpacked_equals_quantized! served_equals_unpacked! recovered_within_budget quantized_within_budget
         score_kept""",
-    "domain_failures": "enough_failures! all_judged",
+    "domain_failures": "all_judged",
     "failure_patterns": "silhouette sizes",
     "cascade_examples": "verified_share tier_1_share tiers_on_target",
     "modifier_adapter": "loss_fell",

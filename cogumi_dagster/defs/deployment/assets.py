@@ -67,13 +67,15 @@ def serving_bundle(step: Step) -> BundleReport:
 @artifact(
     group="deployment",
     kinds={"gguf"},
-    config=("routing.examples", "humaneval_problems", "serving.max_answer_tokens"),
+    config=(
+        "routing.examples", "humaneval_problems", "serving.max_answer_tokens", "serving.context", "taught_tokens",
+    ),
     tasks="routed",
     deps=[serving_bundle],
     claims=checks.SYSTEM_EVALUATION,
-    code_version="3",
+    code_version="4",
     pool="gpu",
-)
+)  # fmt: skip
 def system_evaluation(step: Step) -> SystemReport:
     """The served system on fresh test tasks against the base alone, each modifier, the oracle and the teacher."""
     bundle = open_bundle(step.path("serving_bundle") / BUNDLE)

@@ -35,13 +35,13 @@ ROWS, SIBLINGS = "rows.jsonl", "siblings.jsonl"
     kinds={"gguf", "jsonl"},
     config=(
         "modifiers.training_tasks", "modifiers.held_out_tasks", "modifiers.min_failures", "routing.examples",
-        "serving.max_answer_tokens",
+        "serving.max_answer_tokens", "serving.context", "taught_tokens",
     ),
     tasks="modifier",
     deps=[gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.DOMAIN_FAILURES,
-    code_version="5",
+    code_version="6",
     pool="gpu",
 )  # fmt: skip
 def domain_failures(step: Step) -> FailuresReport:
@@ -234,13 +234,13 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     kinds={"gguf"},
     config=(
         "modifiers.held_out_tasks", "modifiers.noise_seeds", "modifiers.cross_domain_tasks", "humaneval_problems",
-        "serving.max_answer_tokens",
+        "serving.max_answer_tokens", "serving.context", "taught_tokens",
     ),
-    tasks="modifier",
+    tasks="routed",
     deps=[packaged_modifier, cascade_examples, domain_failures, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
-    code_version="7",
+    code_version="8",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:

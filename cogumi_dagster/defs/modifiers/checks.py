@@ -19,7 +19,6 @@ def _off_target(report: Mapping[str, Any]) -> int | None:
 
 
 DOMAIN_FAILURES = (
-    Claim("enough_failures", "failures", "wrong answers of the base to learn from", at_least=10, blocking=True),
     Claim("all_judged", lambda m: m["not_run"] / m["tasks"], "share of tasks that could not be judged (no sandbox)", at_most=0.0),
 )  # fmt: skip
 FAILURE_PATTERNS = (

@@ -22,7 +22,9 @@ ESCALATION = "escalation.npz"
 @artifact(
     group="routing",
     kinds={"gguf", "jsonl"},
-    config=("routing.examples", "modifiers.ship", "serving.max_answer_tokens"),
+    config=(
+        "routing.examples", "modifiers.ship", "serving.max_answer_tokens", "serving.context", "taught_tokens",
+    ),
     tasks="routed",
     deps=[
         gguf_model,
@@ -30,9 +32,9 @@ ESCALATION = "escalation.npz"
         dg.AssetDep(modifier_evaluation, partition_mapping=dg.AllPartitionMapping()),
     ],
     claims=checks.ROUTING_EXAMPLES,
-    code_version="4",
+    code_version="5",
     pool="gpu",
-)
+)  # fmt: skip
 def routing_examples(step: Step) -> RoutingExamplesReport:
     """Base and the modifiers that passed their gate on the same held-out tasks (split validation), with token
     log-probabilities."""
@@ -65,6 +67,7 @@ def confidence_calibration(step: Step) -> CalibrationReport:
     config=("routing.hidden", "routing.target_accuracy"),
     deps=[routing_examples, confidence_calibration],
     claims=checks.ROUTER_MODEL,
+    code_version="2",
 )
 def router_model(step: Step) -> RouterReport:
     """A 128-64-32-1 network for the probability that the base is right, and the classifier of domains."""

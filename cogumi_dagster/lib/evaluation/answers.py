@@ -64,17 +64,19 @@ def answer_tasks(
     logprobs: bool = False,
     temperature: float | Sequence[float] = 0.0,
     seed: int | Sequence[int] = 0,
+    room: int | None = None,
     progress: Progress = silent,
 ) -> list[Answered]:
     """Judged answers to all tasks, greedy unless ``temperature`` is given. A verdict of None ("not run") stays; an
     answer that was cut off is wrong, whatever it says so far.
 
-    ``temperature`` and ``seed`` are of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``).
+    ``temperature`` and ``seed`` are of all tasks or of each; ``before`` is put before every prompt (see ``prompt_of``);
+    ``room`` is in tokens, each family's own unless given.
     """
     completions = engine.chat_many(
         [conversation(task, before) for task in tasks],
         adapter=adapter,
-        max_tokens=[room_for(task) for task in tasks],
+        max_tokens=[room or room_for(task) for task in tasks],
         temperature=temperature,
         seed=seed,
         logprobs=logprobs,

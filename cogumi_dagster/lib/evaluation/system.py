@@ -13,7 +13,7 @@ from cogumi_dagster.lib.inference import Engine, Message
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.routing.examples import collect_rows, system_tasks
-from cogumi_dagster.lib.serving.answering import Assistant, Params, Router
+from cogumi_dagster.lib.serving.answering import SERVED_TOKENS, Assistant, Params, Router
 from cogumi_dagster.lib.tasks import verify
 
 SERVED_SPOT_CHECKS = 5
@@ -89,7 +89,7 @@ def evaluate_system(
         chosen = row["modifiers"].get(decision.route)
         routes.append(decision.route)
         if decision.route != "base" and chosen is None:  # routed to a modifier that was not asked: ask it now
-            (answer,) = answer_tasks(engine, [by_id[row["task_id"]]], adapter=decision.route)
+            (answer,) = answer_tasks(engine, [by_id[row["task_id"]]], adapter=decision.route, room=SERVED_TOKENS)
             chosen = row["modifiers"][decision.route] = {"passed": answer.passed, "text": answer.completion.text}
         passed.append(bool((chosen or row["base"])["passed"]))
         row["routed"] = {"route": decision.route, "confidence": decision.confidence, "passed": passed[-1]}
@@ -152,12 +152,12 @@ def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequ
 def _spot_checks(
     assistant: Assistant, rows: Sequence[dict[str, Any]], routes: Sequence[str]
 ) -> tuple[Proportion, float]:
-    chosen = [(row, route) for row, route in zip(rows, routes, strict=True) if row["base"]["completion_tokens"] < 150]
+    chosen = list(zip(rows, routes, strict=True))
     chosen = chosen[:: max(1, len(chosen) // SERVED_SPOT_CHECKS)][:SERVED_SPOT_CHECKS]
     same, started = 0, time.perf_counter()
     for row, route in chosen:
         message: Message = {"role": "user", "content": row["prompt"]}
-        routed = assistant.answer([message], "cogumi", Params(max_tokens=160))
+        routed = assistant.answer([message], "cogumi", Params())
         same += routed.route == route
     return Proportion(same, len(chosen)), (time.perf_counter() - started) / max(1, len(chosen))
 

@@ -107,8 +107,8 @@ def run_cascade(
 
     Raises:
         CogumiError: teachers unknown or not ordered by tier, a task without a cluster, calls in doubt while
-            ``on_doubt`` is "ask", or the budget used up before a task that no later tier solved, with what is left
-            to do. Answers stay in the journal.
+            ``on_doubt`` is "ask", or the budget used up, with what is left to do: a later tier is not asked in the
+            place of one that could not be paid. Answers stay in the journal.
     """
     known = [catalogue.get(name) for name in teachers]
     if not known or [t.tier for t in known] != sorted(t.tier for t in known):
@@ -130,8 +130,8 @@ def run_cascade(
     cascade = _Cascade(asker, clusters, verify, max_tokens, {task.id: task for task in failures})
     for teacher in known:
         cascade.ask(teacher, samples_tier1 if teacher.tier == 1 and teacher.provider != "solver" else 1, progress)
-    if left := cascade.unpaid - set(cascade.rows):
-        raise asker.over_budget(len(left), f"the cascade's {len(failures):,} failed tasks")
+        if left := cascade.unpaid - set(cascade.rows):
+            raise asker.over_budget(len(left), f"the cascade's {len(failures):,} failed tasks")
     rows = [cascade.rows[name] for name in cascade.tasks if name in cascade.rows]
     return rows, _report(cascade, known, rows)
 

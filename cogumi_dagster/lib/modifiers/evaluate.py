@@ -7,14 +7,14 @@ from pathlib import Path
 from cogumi_dagster.lib.curation.decontamination import decontaminate
 from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, answer_tasks, by_family, discordant, majority_of
 from cogumi_dagster.lib.evaluation.humaneval import Problem, answer_problems, benchmark_prompts, load_problems
-from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar, wilson
+from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Estimate, Proportion, bootstrap, mcnemar, wilson
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, held_out_tasks
-from cogumi_dagster.lib.modifiers.near import NearDuplicates
+from cogumi_dagster.lib.modifiers.near import NearDuplicates, draw_distinct
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
-from cogumi_dagster.lib.tasks import draw_tasks, families_of
+from cogumi_dagster.lib.tasks import families_of
 from cogumi_dagster.lib.tasks.base import Task
 
 NOISE_TEMPERATURE = 0.7
@@ -33,6 +33,18 @@ class FamilyRow:
     modified: Proportion
     majority: Proportion
     """The family's commonest answer."""
+
+
+@dataclass(frozen=True)
+class KindsRow:
+    """Held-out tasks of kinds that no lesson had (``Task.split_by``: the words of an automation request, an
+    expression), and how the modifier does on them. The other held-out tasks have new values in what was taught."""
+
+    kinds: int
+    base: Proportion
+    modified: Proportion
+    modified_by_kind: Estimate
+    """Mean over kinds, bootstrapped over them: tasks of one kind are right or wrong together."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +106,7 @@ class ModifierReport:
     gate_passed: bool
     not_run: int
     families: tuple[FamilyRow, ...]
+    new_kinds: KindsRow | None = None
     near_lessons: int = 0
     """Held-out tasks of which the modifier was taught a near-duplicate."""
     contaminated_lessons: int = 0
@@ -123,7 +136,7 @@ def evaluate_modifier(
     """
     tasks = held_out_tasks(modifier, count, seed)
     others = {
-        domain: draw_tasks(families_of(domain), cross_domain_tasks, seed + 1, "test")
+        domain: draw_distinct(families_of(domain), cross_domain_tasks, seed + 1, "test")
         for domain in (*DOMAINS, "automation")
         if cross_domain_tasks and domain not in MODIFIER_DOMAINS[modifier]
     }
@@ -231,10 +244,26 @@ def compare(
             FamilyRow(name, first[name], second[name], majority_of([b.task for b, _ in pairs if b.task.family == name]))
             for name in sorted(first)
         ),
+        new_kinds=_kinds([(b, m) for b, m in pairs if b.task.split_by]),
     )
 
 
 Pairs = Sequence[tuple[Answered, Answered]]
+
+
+def _kinds(pairs: Pairs) -> KindsRow | None:
+    kinds: dict[str, list[bool]] = {}
+    for _, answer in pairs:
+        kinds.setdefault(answer.task.split_by, []).append(answer.passed)
+    if not kinds:
+        return None
+    shares = [sum(passed) / len(passed) for passed in kinds.values()]
+    return KindsRow(
+        len(kinds),
+        accuracy([b for b, _ in pairs]),
+        accuracy([m for _, m in pairs]),
+        bootstrap(shares, lambda drawn: float(drawn.mean()), seed=0),
+    )
 
 
 def _judged(pairs: Iterable[tuple[Answered, Answered]]) -> Pairs:

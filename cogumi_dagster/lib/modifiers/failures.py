@@ -9,7 +9,7 @@ from cogumi_dagster.lib.evaluation.answers import accuracy, answer_tasks, by_fam
 from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
-from cogumi_dagster.lib.modifiers.near import NearDuplicates, one_of_each_solution
+from cogumi_dagster.lib.modifiers.near import NearDuplicates, draw_distinct
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks import draw_from, families_of, family_pool, verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -42,15 +42,14 @@ def families_for(modifier: str) -> list[str]:
 
 def held_out_tasks(modifier: str, count: int, seed: int) -> list[Task]:
     """The tasks (split ``test``) on which a modifier is evaluated, no two with the same solution."""
-    pools = {name: (1.0, one_of_each_solution(family_pool(name, seed + 1))) for name in families_for(modifier)}
-    return draw_from(pools, count, {"test"})
+    return draw_distinct(families_for(modifier), count, seed + 1, "test")
 
 
 def training_tasks(modifier: str, count: int, seed: int, kept_apart: Sequence[Task]) -> list[Task]:
     """The tasks (split ``train``) that a modifier may learn from: none is a near-duplicate of those ``kept_apart``, on
-    which it will be measured."""
+    which it will be measured. (The base's own lessons are drawn with ``seed``: on these it fails less.)"""
     others = NearDuplicates(kept_apart)
-    pools = {name: (1.0, others.past(family_pool(name, seed))) for name in families_for(modifier)}
+    pools = {name: (1.0, others.past(family_pool(name, seed + 2))) for name in families_for(modifier)}
     return draw_from(pools, count, {"train"})
 
 
@@ -84,7 +83,7 @@ def find_failures(
         raise CogumiError(
             f"the base fails on only {len(failures)} of {len(tasks)} {modifier} tasks, fewer than {min_failures}"
             f"{unjudged}",
-            f"raise modifiers.training_tasks, {'install bubblewrap, ' if not_run else ''}or do without this modifier",
+            f"{'install bubblewrap, ' if not_run else ''}raise modifiers.training_tasks or lower modifiers.min_failures",
         )
     write_jsonl(out / "failures.jsonl", (answer.to_json() for answer in failures))
     write_jsonl(out / "successes.jsonl", (answer.to_json() for answer in answers if answer.passed))

@@ -4,8 +4,8 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 
-from cogumi_dagster.lib.tasks import Pool
-from cogumi_dagster.lib.tasks.base import Difficulty, Task
+from cogumi_dagster.lib.tasks import Pool, draw_from, family_pool
+from cogumi_dagster.lib.tasks.base import Difficulty, Split, Task
 
 SPARE = 3
 """Times as many tasks are drawn as are wanted at first, since some are near-duplicates."""
@@ -55,6 +55,12 @@ def one_of_each_solution(pool: Pool) -> Pool:
         return list(found.values())
 
     return sifted(pool, firsts)
+
+
+def draw_distinct(families: Sequence[str], count: int, seed: int, split: Split) -> list[Task]:
+    """Tasks of one split, no two with the same solution, the families in turn."""
+    pools = {name: (1.0, one_of_each_solution(family_pool(name, seed))) for name in families}
+    return draw_from(pools, count, {split})
 
 
 def sifted(pool: Pool, sift: Callable[[list[Task]], list[Task]]) -> Pool:

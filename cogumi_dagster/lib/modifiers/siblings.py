@@ -28,6 +28,8 @@ def sibling_lessons(
     Each solution has passed its verifier. None is one of ``known`` (ids) or near a ``held_out`` task; a
     finite family gives what it has.
     """
+    if not each:
+        return []
     near, taken = NearDuplicates(held_out), set(known)
     kinds: dict[tuple[str, Difficulty], list[Task]] = defaultdict(list)
     for task in failures:

@@ -186,6 +186,7 @@ def _headline(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]) -> 
     add("Each family's commonest answer", "system_evaluation", lambda r: proportion(r.get("majority")))
     add("Oracle", "system_evaluation", lambda r: proportion(r["oracle"]))
     add("Router AUROC", "router_model", lambda r: proportion(r["of_router"]["auroc"]))
+    add("AUROC of the task's family alone", "router_model", lambda r: proportion(r.get("auroc_of_family")))
     return Table(
         "At a glance",
         "Accuracies: successes of count, 95 % interval.",
@@ -248,12 +249,12 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
         yield Table(
             "Modifiers",
             "Held-out tasks (split test), served. The gate: more repairs than breaks, beyond chance and beyond what the base "
-            "repairs and breaks when it answers again with other seeds.",
-            ("modifier", "commonest answers", "base", "with modifier", "failures repaired", "base again repairs", "successes kept", "McNemar p", "gate"),
+            "repairs and breaks when it answers again with other seeds (sampling). New kinds: requests or expressions that no lesson had.",
+            ("modifier", "commonest answers", "base", "with modifier", "failures repaired", "base again repairs", "successes kept", "base again breaks", "new kinds, base", "with modifier", "McNemar p", "gate"),
             tuple(
                 (str(k), proportion(r.get("majority")), proportion(r["base"]), proportion(r["modified"]), proportion(r["repaired"]),
                  proportion(r["noise"]["repaired"]) if r.get("noise") else "not measured", proportion(r["kept"]),
-                 number(r["p_value"]), "passed" if r["gate_passed"] else "not passed")
+                 proportion(r["noise"]["broken"]) if r.get("noise") else "not measured", *_new_kinds(r.get("new_kinds")), number(r["p_value"]), "passed" if r["gate_passed"] else "not passed")
                 for k, r in modifiers.items()
             ),
         )  # fmt: skip
@@ -377,6 +378,12 @@ def _result_tables(reports: Mapping[str, Mapping[str | None, Mapping[str, Any]]]
         yield Table(
             "Systems", f"{system['tasks']} fresh test tasks of all domains.", ("system", "accuracy"), tuple(rows)
         )
+
+
+def _new_kinds(row: Mapping[str, Any] | None) -> tuple[str, str]:
+    return (
+        (proportion(row["base"]), f"{proportion(row['modified'])}, {row['kinds']} kinds") if row else ("none", "none")
+    )
 
 
 def _one_for_all(compared: Sequence[Compared]) -> Iterator[Table]:

@@ -11,8 +11,10 @@ from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS
+from cogumi_dagster.lib.modifiers.near import draw_distinct
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
-from cogumi_dagster.lib.tasks import draw_tasks, families_of
+from cogumi_dagster.lib.serving.answering import SERVED_TOKENS
+from cogumi_dagster.lib.tasks import families_of
 from cogumi_dagster.lib.tasks.base import Split, Task
 
 ROUTED_DOMAINS = ("code", "reasoning", "math", "automation", "science", "conversation", "creative")
@@ -53,11 +55,11 @@ def system_tasks(count: int, seed: int) -> list[Task]:
 
 
 def _routed_tasks(count: int, seed: int, split: Split) -> list[Task]:
-    """Tasks of one split, all routed domains in equal parts."""
+    """Tasks of one split, all routed domains in equal parts; no two of a domain have the same solution."""
     tasks: list[Task] = []
     for index, domain in enumerate(ROUTED_DOMAINS):
         wanted = count // len(ROUTED_DOMAINS) + (index < count % len(ROUTED_DOMAINS))
-        tasks += draw_tasks(families_of(domain), wanted, seed, split)
+        tasks += draw_distinct(families_of(domain), wanted, seed, split)
     return tasks
 
 
@@ -90,13 +92,14 @@ def collect_examples(
 def collect_rows(
     engine: Engine, tasks: Sequence[Task], progress: Progress = silent
 ) -> tuple[list[dict[str, Any]], list[Answered], dict[str, Answered]]:
-    """(rows for ``routing``, base answers, the modifiers' answers by task id)."""
+    """(rows for ``routing``, base answers, the modifiers' answers by task id). Answers have the room that the server
+    gives: it does not know a task's family, and what was cut off looks otherwise to the router."""
     groups = {name: [t for t in tasks if MODIFIER_OF.get(t.domain) == name] for name in engine.adapters}
     part = in_parts(progress, len(tasks) + sum(map(len, groups.values())))
-    base = answer_tasks(engine, tasks, logprobs=True, progress=part(len(tasks)))
+    base = answer_tasks(engine, tasks, logprobs=True, room=SERVED_TOKENS, progress=part(len(tasks)))
     modified: dict[str, Answered] = {}
     for name, group in groups.items():
-        answers = answer_tasks(engine, group, adapter=name, progress=part(len(group)))
+        answers = answer_tasks(engine, group, adapter=name, room=SERVED_TOKENS, progress=part(len(group)))
         modified |= {answer.task.id: answer for answer in answers}
     rows = []
     for answer in base:

@@ -149,6 +149,7 @@ class Examples:
     task_ids: tuple[str, ...]
     prompts: tuple[str, ...]
     domains: tuple[str, ...]
+    families: tuple[str, ...]
     own_modifiers: tuple[str | None, ...]
     """The modifier responsible for the row's domain."""
     modifiers_passed: tuple[Mapping[str, bool], ...]
@@ -199,6 +200,7 @@ def read_examples(rows: Sequence[Mapping[str, Any]]) -> Examples:
             task_ids=tuple(str(row["task_id"]) for row in rows),
             prompts=tuple(str(row["prompt"]) for row in rows),
             domains=tuple(str(row["domain"]) for row in rows),
+            families=tuple(str(row.get("family", row["domain"])) for row in rows),
             own_modifiers=tuple(row["modifier"] for row in rows),
             modifiers_passed=tuple(
                 {name: bool(run["passed"]) for name, run in row["modifiers"].items()} for row in rows

@@ -42,6 +42,9 @@ class RouterReport:
     of_router: Quality
     of_network: Quality
     of_calibration: Quality
+    auroc_of_family: stats.Estimate
+    """Of how often the base is right on a task's family, counted on the other folds: what knowing the kind of task is
+    worth without a look at the answer."""
     reliability: tuple[stats.ReliabilityBin, ...]
     base_right_majority: stats.Proportion
     """Always saying the commoner of right and wrong."""
@@ -104,6 +107,7 @@ def report_routing(
         of_router=quality(confidence[:, 0], passed, held_out.folds, seed),
         of_network=quality(confidence[:, 1], passed, held_out.folds, seed),
         of_calibration=quality(confidence[:, 2], passed, held_out.folds, seed),
+        auroc_of_family=_auroc_of_family(examples, held_out, seed),
         reliability=stats.reliability_bins(confidence[:, 0], passed, bins_for(len(rows))),
         base_right_majority=stats.majority_baseline(passed.tolist()),
         base_right_accuracy=stats.Proportion.of(said_right == passed),
@@ -136,6 +140,17 @@ def _outcomes(examples: Examples, held_out: HeldOutRouting) -> tuple[dict[str, F
         "oracle": np.max([base, *singles.values()], axis=0),
     }
     return outcomes, best
+
+
+def _auroc_of_family(examples: Examples, held_out: HeldOutRouting, seed: int) -> stats.Estimate:
+    families = np.array([examples.families[row] for row in held_out.rows])
+    passed, folds = examples.passed[held_out.rows], held_out.folds
+    rates = np.empty(len(passed))
+    for place, (family, fold) in enumerate(zip(families, folds, strict=True)):
+        others = passed[(families == family) & (folds != fold)]
+        rates[place] = (others.sum() + passed.mean()) / (len(others) + 1)  # one row of the mean, for a rare family
+    ranked = np.column_stack([rates, passed, folds])
+    return stats.bootstrap(ranked, lambda drawn: stats.auroc(drawn[:, 0], drawn[:, 1], drawn[:, 2]), seed)
 
 
 def _or_base(examples: Examples, row: int, modifier: str) -> float:

@@ -41,11 +41,15 @@ class Escalation(Protocol):
     def score(self, text: str) -> float: ...
 
 
+SERVED_TOKENS = 512
+"""Room for an answer where a request names none: a sum worked out digit by digit may need 378."""
+
+
 @dataclass(frozen=True)
 class Params:
     """How to sample. Temperature 0 is greedy, which is how every score in the reports was measured."""
 
-    max_tokens: int = 512
+    max_tokens: int = SERVED_TOKENS
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0

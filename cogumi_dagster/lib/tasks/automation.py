@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from cogumi_dagster.lib.tasks.automation_catalogue import CALENDAR, FILES, HOME, MESSAGES, Function
-from cogumi_dagster.lib.tasks.base import Difficulty, Task, Verdict
+from cogumi_dagster.lib.tasks.base import Difficulty, Task, Verdict, split_of
 from cogumi_dagster.lib.tasks.drawing import distinct, seeded
 
 SIGNATURES = {"easy": 2, "medium": 3, "hard": 4}
@@ -28,7 +28,7 @@ class AutomationFamily:
     catalogue: tuple[Function, ...]
     domain: str = "automation"
     max_tokens: int = 96
-    version: str = "1"
+    version: str = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         rng = seeded(self.name, difficulty, seed)
@@ -49,7 +49,8 @@ class AutomationFamily:
         function = rng.choice(fitting)
         arguments = {name: draw(rng) for name, (_, draw) in function.parameters.items()}
         spoken = {name: function.say(name, value) for name, value in arguments.items()}
-        request = rng.choice(function.requests).format(**spoken)
+        template = rng.choice(function.requests)
+        request = template.format(**spoken)
         others = rng.sample([one for one in self.catalogue if one is not function], SIGNATURES[difficulty] - 1)
         listed = [function, *others]
         rng.shuffle(listed)
@@ -64,7 +65,13 @@ class AutomationFamily:
             payload={"call": call},
             answer=answer,
             solution=answer,
+            split_by=_split_by(f"{self.name} {template}"),
         )
+
+
+def _split_by(request: str) -> str:
+    """One in ten requests is only ever held out, whatever is filled in; of the others the prompt decides."""
+    return request if split_of(request) == "test" else ""
 
 
 def find_objects(text: str) -> list[dict[str, Any]]:

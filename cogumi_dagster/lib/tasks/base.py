@@ -25,7 +25,7 @@ class Task:
     """One task. ``solution`` is the exact solver's full response, or None where no solver exists.
 
     ``payload`` is plain JSON for the family's verifier; ``answer`` is the canonical short answer; ``split_by`` decides
-    the split in place of the prompt, where one problem has many prompts.
+    the split in place of the prompt, where problems of one kind have many prompts: the kind is then of one split.
     """
 
     domain: str

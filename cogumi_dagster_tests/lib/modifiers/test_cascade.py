@@ -135,10 +135,12 @@ def test_a_cascade_over_budget_says_what_is_left(journal: Journal, monkeypatch: 
     assert len(rows) == 20 and report.new_calls < 8, "what was paid stays paid"
 
 
-def test_what_a_later_tier_solves_needs_no_budget(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_later_tier_answers_for_one_that_could_not_be_paid(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(asking, "connect", lambda teacher: FakeApi(lambda n: True))
-    rows, report = run(journal, ["gpt", "solver"], SamplingEngine(lambda n: 9), work=tasks(18), samples=1, cap_usd=0.0)
-    assert len(rows) == 18 and report.rejections == {"gpt: over budget": 18}
+    with pytest.raises(CogumiError, match="left to do: 18 of the cascade's 18 failed tasks"):
+        run(journal, ["gpt", "solver"], SamplingEngine(lambda n: 9), work=tasks(18), samples=1, cap_usd=0.0)
 
 
 def test_what_could_not_be_checked_is_not_accepted(journal: Journal) -> None:

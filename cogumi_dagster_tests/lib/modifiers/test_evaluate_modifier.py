@@ -60,6 +60,18 @@ def test_the_figures_are_those_of_the_two_by_two_table() -> None:
     assert sum(row.base.count for row in report.families) == sum(row.modified.count for row in report.families) == 10
 
 
+def test_kinds_that_no_lesson_had_stand_apart() -> None:
+    def of(kinds: Sequence[str], passed: Sequence[bool]) -> list[Answered]:
+        return [replace(a, task=replace(a.task, split_by=k)) for a, k in zip(answers(passed), kinds, strict=True)]
+
+    kinds = ["write", "write", "write", "move", ""]
+    report = compare(of(kinds, [False] * 5), of(kinds, [True, True, True, False, True]), split="test")
+    assert report.new_kinds is not None
+    assert (report.new_kinds.kinds, report.new_kinds.modified.successes, report.new_kinds.modified.count) == (2, 3, 4)
+    assert report.new_kinds.modified_by_kind.value == 0.5 and report.new_kinds.modified_by_kind.count == 2
+    assert compare(answers([True]), answers([True]), split="test").new_kinds is None
+
+
 def test_what_was_not_run_counts_on_neither_side() -> None:
     report = compare(answers([True, None, False, True]), answers([True, True, None, False]), split="test")
     assert (report.tasks, report.not_run) == (2, 2)

@@ -7,9 +7,14 @@ import pytest
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers import failures as module
-from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, families_for, find_failures, held_out_tasks
+from cogumi_dagster.lib.modifiers.failures import (
+    MODIFIER_DOMAINS,
+    find_failures,
+    held_out_tasks,
+    training_tasks,
+)
 from cogumi_dagster.lib.profile import MODIFIERS
-from cogumi_dagster.lib.tasks import code, draw_tasks
+from cogumi_dagster.lib.tasks import code
 from cogumi_dagster.lib.tasks.base import Verdict
 
 
@@ -30,7 +35,7 @@ def test_every_modifier_has_domains_and_pure_tasks() -> None:
 def test_failures_and_successes_are_parted(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    tasks = draw_tasks(families_for("automation"), 16, 0, "train")
+    tasks = training_tasks("automation", 16, 0, ())
     engine = scripted_engine(half_right(tasks, solutions(tasks)))
     report = find_failures(engine, "automation", tmp_path, count=16, min_failures=3, seed=0)
     failed, passed = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("failures", "successes"))
@@ -46,7 +51,7 @@ def test_failures_and_successes_are_parted(
 def test_too_few_failures_are_said(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    known = solutions(draw_tasks(families_for("automation"), 8, 0, "train"))
+    known = solutions(training_tasks("automation", 8, 0, ()))
     engine = scripted_engine(lambda adapter, prompt: known[prompt])
     with pytest.raises(CogumiError, match="fails on only 0 of 8 automation tasks"):
         find_failures(engine, "automation", tmp_path, count=8, min_failures=1, seed=0)
@@ -70,3 +75,11 @@ def test_a_verifier_that_rejects_its_solver_stops_before_asking(
     with pytest.raises(CogumiError, match="rejects its own solution"):
         find_failures(engine, "automation", tmp_path, count=8, min_failures=1, seed=0)
     assert engine.asked == []
+
+
+def test_some_requests_are_in_no_lesson_whatever_is_filled_in() -> None:
+    held_out = held_out_tasks("automation", 120, 0)
+    new = {task.split_by for task in held_out if task.split_by}
+    assert len(new) >= 5 and 0.2 < sum(bool(task.split_by) for task in held_out) / 120 < 0.8
+    lessons = training_tasks("automation", 200, 0, held_out)
+    assert not any(task.split_by for task in lessons), "what decides alone is held out"
