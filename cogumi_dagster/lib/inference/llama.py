@@ -84,6 +84,7 @@ class LlamaEngine:
         self._least, self._most = least_answer_tokens, max_answer_tokens or context
         self._kept = KeptAnswers(kept, gguf, paths) if kept else None
         self._pool = ThreadPoolExecutor(slots, thread_name_prefix="llama")
+        self._closing = threading.Event()
         # an engine that never answered hangs in its destructor where another failed to load before (xllamacpp)
         self.complete("a", max_tokens=1)
 
@@ -154,6 +155,8 @@ class LlamaEngine:
         return found
 
     def close(self) -> None:
+        """End it; answers under way are given up, so that an interrupt waits for none."""
+        self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         if self._kept:
             self._kept.close()
@@ -190,7 +193,12 @@ class LlamaEngine:
             collector.adapter, _as_text(request["messages"]) if chat else request["prompt"]
         ) as place:
             placed = request | {"id_slot": place.slot, "cache_prompt": place.reuse and self._reuse}
-            return collector.completion(handle(placed, collector.receive))
+            completion = collector.completion(
+                handle(placed, lambda event: collector.receive(event) or self._closing.is_set())
+            )
+        if self._closing.is_set():  # it may be the beginning of an answer only
+            raise CogumiError("the engine has been closed", "start it again", retryable=True)
+        return completion
 
     def _stream(self, request: dict[str, Any], adapter: str | None) -> Iterator[Chunk]:
         pieces: queue.Queue[str | Completion | BaseException] = queue.Queue()

@@ -83,7 +83,8 @@ def find_failures(
         raise CogumiError(
             f"the base fails on only {len(failures)} of {len(tasks)} {modifier} tasks, fewer than {min_failures}"
             f"{unjudged}",
-            f"{'install bubblewrap, ' if not_run else ''}raise modifiers.training_tasks or lower modifiers.min_failures",
+            ("install bubblewrap, " if not_run else "")
+            + "raise modifiers.training_tasks or lower modifiers.min_failures",
         )
     write_jsonl(out / "failures.jsonl", (answer.to_json() for answer in failures))
     write_jsonl(out / "successes.jsonl", (answer.to_json() for answer in answers if answer.passed))

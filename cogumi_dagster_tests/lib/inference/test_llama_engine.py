@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,7 @@ import pytest
 
 from cogumi_dagster.lib.compression.gguf_lora import export_lora
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.inference import llama
 from cogumi_dagster.lib.inference.base import Completion, Message
 from cogumi_dagster.lib.inference.kept import MODELS, KeptAnswers
 from cogumi_dagster.lib.inference.llama import LlamaEngine
@@ -287,3 +289,26 @@ def test_a_closed_engine_says_so(f16_gguf: Path) -> None:
     engine.close()
     with pytest.raises(CogumiError, match="has been closed"):
         engine.chat(ask("x"))
+
+
+def test_closing_gives_up_what_is_under_way_and_keeps_no_part_of_it(
+    f16_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LlamaEngine(f16_gguf, slots=1, context=256, kept=tmp_path)
+    begun, receive, events = threading.Event(), llama._Collector.receive, []
+
+    def slow(collector: Any, event: Any) -> bool:
+        events.append(event)
+        begun.set()
+        assert engine._closing.wait(60)
+        return receive(collector, event)
+
+    monkeypatch.setattr(llama._Collector, "receive", slow)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(engine.chat_many, [ask("Go on and on.")], max_tokens=200)
+        assert begun.wait(60)
+        engine.close()
+        with pytest.raises(CogumiError, match="has been closed"):
+            asked.result(timeout=60)
+    assert len(events) < 50
+    assert not any(file.read_text() for file in tmp_path.iterdir()), "part of an answer is none"
