@@ -155,7 +155,13 @@ def test_an_unknown_asset_or_partition_brings_the_nearest(cogumi: Cogumi) -> Non
 def test_plan_says_what_would_be_made(cogumi: Cogumi, tmp_path: Path) -> None:
     rows = json.loads(cogumi("plan", "-p", "tiny", "--json").out)
     assert {row["reason"] for row in rows} == {"not made yet"}
-    assert {"asset": "source_examples", "partition": "math", "reason": "not made yet", "seconds": 0.0} in rows
+    assert {
+        "asset": "source_examples",
+        "partition": "math",
+        "reason": "not made yet",
+        "stale": "",
+        "seconds": 0.0,
+    } in rows
     said = cogumi("plan", "-p", "tiny")
     assert f"{len(rows)} of {len(rows)} artifacts to make" in said.out
     assert "source_examples[math]  " in said.out

@@ -45,14 +45,12 @@ class NearDuplicates:
 
 
 def one_of_each_solution(pool: Pool) -> Pool:
-    """The pool with the first of those tasks whose exact solution is the same word for word: the others would be no
-    further evidence."""
+    """The pool with the first of those tasks, of all levels, whose exact solution is the same word for word: the others
+    would be no further evidence."""
+    found: dict[str, str] = {}
 
     def firsts(drawn: list[Task]) -> list[Task]:
-        found: dict[str, Task] = {}
-        for task in drawn:
-            found.setdefault(task.solution or task.id, task)
-        return list(found.values())
+        return [task for task in drawn if found.setdefault(task.solution or task.id, task.id) == task.id]
 
     return sifted(pool, firsts)
 
