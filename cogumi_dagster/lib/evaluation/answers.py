@@ -104,12 +104,14 @@ def accuracy(answers: Sequence[Answered]) -> Proportion:
 
 
 def majority_of(tasks: Sequence[Task]) -> Proportion:
-    """What giving each family's commonest answer gets; where a task has no short answer, nothing does."""
+    """What giving each family's commonest answer gets, where one comes more than once: among answers that all differ
+    none is common, and where a task has no short answer nothing is."""
     answers: dict[str, list[str]] = {}
     for task in tasks:
         if task.answer is not None:
             answers.setdefault(task.family, []).append(task.answer)
-    return Proportion(sum(majority_baseline(known).successes for known in answers.values()), len(tasks))
+    commonest = [majority_baseline(known).successes for known in answers.values()]
+    return Proportion(sum(count for count in commonest if count > 1), len(tasks))
 
 
 def discordant(first: Sequence[Answered], second: Sequence[Answered]) -> tuple[int, int]:
