@@ -392,11 +392,12 @@ def _one_for_all(compared: Sequence[Compared]) -> Iterator[Table]:
         yield Table(
             "Strategies: one adapter each, and one for all",
             "On the same problems, all served; as many training steps each.",
-            ("family", "problems", "own adapter", "traces of it", "one for all", "traces of this family", "p (McNemar)"),
+            ("family", "problems", "own adapter", "traces of it", "one for all", "traces of this family", "difference", "McNemar p"),
             tuple(
                 (
                     row.family, str(row.own.count), proportion(row.own.to_json()), str(row.own_traces),
-                    proportion(row.one.to_json()), str(row.one_traces), number(row.p_value),
+                    proportion(row.one.to_json()), str(row.one_traces),
+                    proportion(row.difference.to_json()), number(row.difference.p_value),
                 )
                 for row in compared
             ),

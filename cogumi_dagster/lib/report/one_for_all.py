@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cogumi_dagster.lib.artifacts import ArtifactRef
-from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
+from cogumi_dagster.lib.evaluation.statistics import PairedDifference, Proportion, paired_difference
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.strategy.evaluate import ANSWERS_FILE, SUITES
 from cogumi_dagster.lib.strategy.problems import strategy_family
@@ -13,12 +13,12 @@ from cogumi_dagster.lib.strategy.problems import strategy_family
 
 @dataclass(frozen=True)
 class Compared:
-    """One family: the problems that both adapters answered. ``p_value`` is McNemar's."""
+    """One family: the problems that both adapters answered, and ``own`` less ``one`` on them."""
 
     family: str
     own: Proportion
     one: Proportion
-    p_value: float
+    difference: PairedDifference
     own_traces: int
     one_traces: int
     """Of this family, in the training of each."""
@@ -40,10 +40,10 @@ def _compared(made: dict[tuple[str, str | None], ArtifactRef], whole: Path) -> I
         own = _passed(evaluated.path)
         both = [(passed, taken[task]) for task, passed in own.items() if task in taken]
         if both:
-            first, second = (Proportion.of(list(side)) for side in zip(*both, strict=True))
-            p_value = mcnemar(sum(a and not b for a, b in both), sum(b and not a for a, b in both))
+            first, second = zip(*both, strict=True)
             counts = [_traces(made.get(("learned_strategy", name)), part.name) for name in (part.name, "all")]
-            yield Compared(part.name, first, second, p_value, *counts)
+            difference = paired_difference(first, second, seed=0)
+            yield Compared(part.name, Proportion.of(first), Proportion.of(second), difference, *counts)
 
 
 def _passed(folder: Path) -> dict[str, bool]:

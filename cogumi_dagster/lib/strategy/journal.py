@@ -89,7 +89,6 @@ def keep_journal(
     """
     entries: list[JournalEntry] = []
     strategies = [""]
-    scores: dict[int, list[float]] = {}
     answered: dict[int, list[Answered]] = {}
     for batch in range(batches):
         current = len(strategies) - 1
@@ -98,7 +97,6 @@ def keep_journal(
         answers = teacher.attempt(tasks, strategies[current])
         entry = _entry(batch, current, answers, teacher.reflect(answers))
         entries.append(entry)
-        scores.setdefault(current, []).append(entry.balanced_accuracy.value)
         answered.setdefault(current, []).extend(answers)
         progress(batch + 1, batches, f"balanced accuracy {entry.balanced_accuracy.value:.2f} with strategy {current}")
         if (batch + 1) % distil_every or batch + 1 == batches:
@@ -110,9 +108,10 @@ def keep_journal(
         new = teacher.distil(
             [entry.note for entry in entries], strategies, best, balanced_accuracy(answered[best]).value, examples
         )
+        *before, last = (one.balanced_accuracy.value for one in entries if one.strategy == current)
         if new:
             strategies.append(new)
-        elif len(scores[current]) > 1 and scores[current][-1] <= max(scores[current][:-1]):
+        elif before and last <= max(before):
             break
     tried = {version: balanced_accuracy(answers) for version, answers in answered.items()}
     best = _best(answered)
@@ -126,7 +125,8 @@ def keep_journal(
         "strategies": texts,
     }
     (out / "strategies.json").write_text(json.dumps(kept, indent=1))
-    versions = tuple(StrategyVersion(v, len(scores[v]), mean, strategies[v]) for v, mean in tried.items())
+    batches_of = Counter(entry.strategy for entry in entries)
+    versions = tuple(StrategyVersion(v, batches_of[v], mean, strategies[v]) for v, mean in tried.items())
     return JournalReport(
         family.name, teacher.name, teacher.stand_in, tuple(entries), versions, teacher.usd, len(tried), best,
         tried[best], strategies[best],

@@ -291,8 +291,7 @@ def refuse_too_few(tasks: Sequence[Task], wanted: int, setting: str) -> None:
         raise CogumiError(f"the problems of {alone[0]} have one class only", f"raise {setting}")
     if len(tasks) < wanted:
         raise CogumiError(
-            f"{' and '.join(sorted({task.family for task in tasks}))} has only {len(tasks)} problems of that split, "
-            f"{wanted} are wanted",
+            f"there are only {len(tasks)} problems of that split, {wanted} are wanted ({setting})",
             f"lower {setting}, or take another family",
         )
 

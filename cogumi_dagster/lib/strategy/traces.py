@@ -78,7 +78,9 @@ def learn_strategy(
                 )
             verdict = verify(task, task.solution)
             if verdict.passed is None:
-                raise CogumiError(f"traces of {family.name} cannot be judged: {verdict.reason}", "see the README")
+                raise CogumiError(
+                    f"traces of {family.name} cannot be judged: {verdict.reason}", "install bubblewrap (make sandbox)"
+                )
             if not verdict.passed:
                 raise CogumiError(
                     f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
@@ -93,7 +95,7 @@ def learn_strategy(
             attempted = teacher.attempt(part, text, shown(len(part)))
             answers += [a for a in attempted if a.passed and len(a.completion.text.split()) >= FEWEST_WORDS]
             accepted, majority = Proportion(len(answers), asked), majority_of(tasks)
-            if not accepted.interval[0 if asked == drawn else 1] > majority.value:
+            if not answers or not accepted.interval[0 if asked == drawn else 1] > majority.value:
                 raise CogumiError(
                     f"the verifier of {family.name} accepts {len(answers)} of {asked} traces of {teacher.name}, no "
                     f"more than always giving the commonest answer would bring ({majority.value:.0%})",

@@ -7,12 +7,13 @@ is no sandbox the verdict is "not run", never a guess.
 import ast
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from random import Random
 from typing import Any
 
 from cogumi_dagster.lib.sandbox import Sandbox, compare, same, sandbox_available
 from cogumi_dagster.lib.tasks.base import Difficulty, Task, Verdict
-from cogumi_dagster.lib.tasks.code_requests import Request, draw_request, steps_of, value_of
+from cogumi_dagster.lib.tasks.code_requests import draw_request, steps_of, value_of
 from cogumi_dagster.lib.tasks.drawing import distinct, seeded
 from cogumi_dagster.lib.tasks.library_functions import Example, LibraryFunction, library_functions
 
@@ -143,37 +144,66 @@ class CodeOutput:
         )
 
 
-class CodeExpression:
-    """Write one expression for a request; it runs in the sandbox on several inputs."""
+@dataclass(frozen=True)
+class Asked:
+    """An expression that a request asks for in ``words``. ``examples``: inputs with their values, as literals."""
 
-    name = "code_expression"
+    words: str
+    variable: str
+    expression: str
+    examples: Sequence[Mapping[str, str]]
+
+
+class ByRequest:
+    """A family whose tasks ask for one of our expressions; it runs in the sandbox on several inputs. Requests for one
+    expression are of one split, whatever the input that is shown, and whichever family asks."""
+
+    name: str
     domain = "code"
-    max_tokens = 96
-    version = "2"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         rng = seeded(self.name, difficulty, seed)
+        return distinct(lambda: self._task(rng, difficulty), count)
 
-        def make() -> Task | None:
-            asked = _asked(rng, difficulty)
-            if asked is None:
-                return None
-            request, parameters, expression, examples = asked
-            shown = examples[0]
-            return Task(
-                domain=self.domain,
-                family=self.name,
-                difficulty=difficulty,
-                prompt=f"Write one Python expression for {request.words.format(**parameters)}.\n"
-                f"For {request.variable} = {shown['input']} its value is {shown['value']}.\n"
-                "Reply with the expression in a Python code block.",
-                payload={"variable": request.variable, "examples": examples},
-                answer=expression,
-                solution=f"```python\n{expression}\n```",
-                split_by=_split_by(expression),
-            )
+    def _task(self, rng: Random, difficulty: Difficulty) -> Task | None:
+        request, parameters, inputs = draw_request(rng, difficulty, inputs=5)
+        expression = request.expression.format(**parameters)
+        examples = [
+            {"input": repr(given), "value": repr(value_of(expression, request.variable, given))} for given in inputs
+        ]
+        if len({one["value"] for one in examples}) == 1:
+            return None  # a constant would pass
+        asked = Asked(request.words.format(**parameters), request.variable, expression, examples)
+        return Task(
+            domain=self.domain,
+            family=self.name,
+            difficulty=difficulty,
+            answer=expression,
+            split_by=f"code_expression {expression}",
+            **self._say(asked),
+        )
 
-        return distinct(make, count)
+    def _say(self, asked: Asked) -> dict[str, Any]:
+        """Prompt, payload and solution of a task."""
+        raise NotImplementedError
+
+
+class CodeExpression(ByRequest):
+    """Write one expression for a request."""
+
+    name = "code_expression"
+    max_tokens = 96
+    version = "2"
+
+    def _say(self, asked: Asked) -> dict[str, Any]:
+        shown = asked.examples[0]
+        return {
+            "prompt": f"Write one Python expression for {asked.words}.\n"
+            f"For {asked.variable} = {shown['input']} its value is {shown['value']}.\n"
+            "Reply with the expression in a Python code block.",
+            "payload": {"variable": asked.variable, "examples": asked.examples},
+            "solution": f"```python\n{asked.expression}\n```",
+        }
 
     def verify(self, task: Task, response: str) -> Verdict:
         expression = _expression(response[:_LONGEST])
@@ -187,63 +217,29 @@ class CodeExpression:
         return run_examples("", calls)
 
 
-class CodeDefinition:
+class CodeDefinition(ByRequest):
     """Complete a function from its header and docstring, with what an expression for a request gives."""
 
     name = "code_definition"
-    domain = "code"
     max_tokens = 256  # with the docstring repeated
     version = "1"
 
-    def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
-        rng = seeded(self.name, difficulty, seed)
-
-        def make() -> Task | None:
-            asked = _asked(rng, difficulty)
-            if asked is None:
-                return None
-            request, parameters, expression, examples = asked
-            name = seeded(self.name, expression).choice(_NAMES)
-            header = f"def {name}({request.variable}):"
-            shown = "".join(f"    >>> {name}({one['input']})\n    {one['value']}\n" for one in examples[:2])
-            return Task(
-                domain=self.domain,
-                family=self.name,
-                difficulty=difficulty,
-                prompt="Complete this Python function. Reply with one Python code block that holds the whole "
-                f'function.\n\n```python\n{header}\n    """Return {request.words.format(**parameters)}.\n\n{shown}'
-                '    """\n```',
-                payload={
-                    "name": name,
-                    "examples": [{"call": f"{name}({one['input']})", "value": one["value"]} for one in examples],
-                },
-                answer=expression,
-                solution=f"```python\n{header}\n    return {expression}\n```",
-                split_by=_split_by(expression),
-            )
-
-        return distinct(make, count)
+    def _say(self, asked: Asked) -> dict[str, Any]:
+        name = seeded(self.name, asked.expression).choice(_NAMES)
+        header = f"def {name}({asked.variable}):"
+        shown = "".join(f"    >>> {name}({one['input']})\n    {one['value']}\n" for one in asked.examples[:2])
+        return {
+            "prompt": "Complete this Python function. Reply with one Python code block that holds the whole "
+            f'function.\n\n```python\n{header}\n    """Return {asked.words}.\n\n{shown}    """\n```',
+            "payload": {
+                "name": name,
+                "examples": [{"call": f"{name}({one['input']})", "value": one["value"]} for one in asked.examples],
+            },
+            "solution": f"```python\n{header}\n    return {asked.expression}\n```",
+        }
 
     def verify(self, task: Task, response: str) -> Verdict:
         return CODE_FUNCTION.verify(task, response)
-
-
-def _asked(
-    rng: Random, difficulty: Difficulty
-) -> tuple[Request, Mapping[str, Any], str, Sequence[Mapping[str, str]]] | None:
-    """A request with its parameters, its expression and five inputs with their values; None where all values are one,
-    so that a constant would pass."""
-    request, parameters, inputs = draw_request(rng, difficulty, inputs=5)
-    expression = request.expression.format(**parameters)
-    examples = [
-        {"input": repr(given), "value": repr(value_of(expression, request.variable, given))} for given in inputs
-    ]
-    return (request, parameters, expression, examples) if len({one["value"] for one in examples}) > 1 else None
-
-
-def _split_by(expression: str) -> str:
-    """Requests for one expression are of one split, whatever the input that is shown, and whoever asks."""
-    return f"code_expression {expression}"
 
 
 class CodeValue:

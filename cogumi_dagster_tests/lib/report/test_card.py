@@ -227,5 +227,6 @@ def test_one_adapter_for_all_is_paired_with_each_family_s_own(tmp_path: Path) ->
     ]
     (row,) = one_for_all(refs)
     assert (row.family, row.own_traces, row.one_traces) == ("chain_sum", 8, 2)
-    assert (row.own, row.one, row.p_value) == (Proportion(2, 2), Proportion(1, 2), 1.0)
+    assert (row.own, row.one, row.difference.p_value) == (Proportion(2, 2), Proportion(1, 2), 1.0)
+    assert row.difference.difference.value == 0.5
     assert one_for_all(refs[:1]) == []

@@ -124,6 +124,10 @@ def test_nonsense_is_no_strategy_and_no_trace(asker: Asker, server: WireServer, 
     with pytest.raises(CogumiError, match="accepts 0 of 50 traces of gpt"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=600, teacher=teacher_of(asker), seed=2)
     assert len(server.posts()) == calls + 50, "the others were not paid for"
+    with pytest.raises(CogumiError, match="accepts 0 of 50 traces of gpt"):  # of open answers none is common
+        learn_strategy(
+            tmp_path, strategy_family("gcd"), tmp_path / "out", traces=200, teacher=teacher_of(asker), seed=2
+        )
     with pytest.raises(CogumiError, match="accepts 0 of 6 traces of gpt"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=6, teacher=teacher_of(asker), seed=0)
     server.default = lambda path, body: chat_reply("bla " * 20 + "YES")
