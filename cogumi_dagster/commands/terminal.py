@@ -65,7 +65,7 @@ class RunProgress:
             self._ended(label, now, note)
         elif total == 0:
             self.label, self.share, self.step_started, self.last_note = label, 0.0, now, now
-            self._line(f"{self._place()} {shown} ...")
+            self._line(f"{self._place()} {shown} {note and note + ' '}...")
         else:
             self.share = done / total
             if now - self.last_note > NOTE_EVERY_SECONDS:

@@ -9,7 +9,7 @@ become asset checks; errors that a retry cannot cure are not retried.
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,11 @@ CODE_KEY = "cogumi/code_version"
 OWNERS = ["team:cogumi"]
 PIPELINE_TAG = "cogumi/pipeline"
 """The child runs of one pipeline run carry it, and share its budget for teachers."""
+ELSEWHERE = "another run is making it"
 LOG_EVERY_SECONDS = 15.0
 
 Listener = Callable[[str, str | None, int, int, str], None]
-"""``listener(asset, partition, done, total, note)``; total 0 means started, done -1 means ended."""
+"""``listener(asset, partition, done, total, note)``; total 0 means started or about to, done -1 means ended."""
 listeners: list[Listener] = []
 
 
@@ -159,7 +160,12 @@ def artifact(
         ) -> dg.MaterializeResult:  # type: ignore[type-arg]
             opened = store.open()
             partition = context.partition_key if context.has_partition_key and partitions_def else None
-            try:
+
+            def waiting() -> None:
+                _announce(name, partition, 0, 0, ELSEWHERE)
+                context.log.info(ELSEWHERE)
+
+            with _as_failures(name, settings.profile), opened.making(name, partition, waiting):
                 inputs = _inputs(context, opened, settings.profile)
                 versions = {_label(a, p): ref.version for a, refs in inputs.items() for p, ref in refs.items()}
                 versions |= teacher_versions(settings, _teacher_partitions(context, settings.profile))
@@ -193,23 +199,29 @@ def artifact(
                 assert draft.ref is not None
                 _announce(name, partition, -1, 0, f"{draft.ref.manifest.seconds:.1f} s")
                 return _result(opened, draft.ref, claims, settings.profile, reused=False)
-            except CogumiError as error:
-                raise dg.Failure(description=str(error), allow_retries=error.retryable) from error
-            except (MemoryError, RuntimeError) as error:
-                if not out_of_memory(error):
-                    raise
-                limit = settings.profile.compute.memory_gb
-                raise dg.Failure(
-                    description=f"{name} needs more than compute.memory_gb = {limit:g} GB\n"
-                    "  mend: raise it in the profile, or lower the batch or calibration sizes",
-                    allow_retries=False,
-                ) from error
-            finally:
-                give_back_memory()  # one process makes one artifact after the other
 
         return materialize
 
     return decorate
+
+
+@contextmanager
+def _as_failures(name: str, profile: Profile) -> Iterator[None]:
+    """What goes wrong in a step, in Dagster's terms: nothing that another try cannot cure is tried again."""
+    try:
+        yield
+    except CogumiError as error:
+        raise dg.Failure(description=str(error), allow_retries=error.retryable) from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise dg.Failure(
+            description=f"{name} needs more than compute.memory_gb = {profile.compute.memory_gb:g} GB\n"
+            "  mend: raise it in the profile, or lower the batch or calibration sizes",
+            allow_retries=False,
+        ) from error
+    finally:
+        give_back_memory()  # one process makes one artifact after the other
 
 
 def _on_changed_inputs() -> dg.AutomationCondition:  # type: ignore[type-arg]

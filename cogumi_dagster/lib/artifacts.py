@@ -5,19 +5,21 @@ Layout, below the root::
     <asset>/<partition or _>/v-<sha12>/...        the files and, written last, manifest.json
     <asset>/<partition or _>/CURRENT.json         which version is the asset's present one
     <asset>/<partition or _>/.tmp-<pid>-<random>  a draft; swept when its writer is gone
+    <asset>/<partition or _>/.making              held by whoever makes the asset
 
 A version is named by the SHA-256 of its files' names and contents. A killed writer leaves only a
 draft, which nothing reads. With a ``Remote``, every version is also pushed to (and read back from) an
 object store; the folder is then a verified cache.
 """
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -28,6 +30,7 @@ from cogumi_dagster.lib.errors import CogumiError
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT.json"
 _DRAFT = ".tmp-"
+_MAKING = ".making"
 
 
 class Remote(Protocol):
@@ -224,6 +227,26 @@ class ArtifactStore:
             yield VerifyRow(asset, partition, version, manifest.bytes, _difference(folder, manifest))
 
     # writing ------------------------------------------------------------------
+
+    @contextmanager
+    def making(self, asset: str, partition: str | None, waiting: Callable[[], None]) -> Iterator[None]:
+        """Be the only one on this machine who makes this artifact; calls ``waiting`` where another run is at it.
+
+        Who waited should look at ``current`` again. The kernel frees what a killed holder held.
+        """
+        slot = self._slot(asset, partition)
+        try:
+            slot.mkdir(parents=True, exist_ok=True)
+            lock = (slot / _MAKING).open("w")
+        except OSError as error:
+            raise _disk_error(error, slot) from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                waiting()
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def write(

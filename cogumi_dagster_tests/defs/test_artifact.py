@@ -12,7 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cogumi_dagster.defs.artifact import Step, artifact
+from cogumi_dagster.defs.artifact import ELSEWHERE, Step, artifact
 from cogumi_dagster.defs.claims import Claim, evaluate, ratio
 from cogumi_dagster.defs.dataset.assets import teacher_data
 from cogumi_dagster.defs.partitions import domain_partitions
@@ -240,6 +240,32 @@ def test_a_killed_step_leaves_only_a_draft_which_the_next_one_sweeps(profile: Pa
     assert make(profile, words_asset()).success
     assert drafts(store) == []
     assert store.get("words").manifest.bytes == 13
+
+
+def test_two_runs_at_once_make_an_artifact_once(profile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, go_on = (multiprocessing.get_context("fork").Event() for _ in range(2))
+    heard: list[str] = []
+
+    def slow(step: Step) -> WordsReport:
+        begun.set()
+        assert go_on.wait(60)
+        return write_words(step)
+
+    def listener(asset: str, partition: str | None, done: int, total: int, note: str) -> None:
+        heard.append(note)
+        if note == ELSEWHERE:
+            go_on.set()
+
+    worker = multiprocessing.get_context("fork").Process(target=make, args=(profile, words_asset(slow)))
+    worker.start()
+    assert begun.wait(60)
+    monkeypatch.setattr("cogumi_dagster.defs.artifact.listeners", [listener])
+    second = make(profile, words_asset())
+    worker.join(60)
+    assert worker.exitcode == 0
+    assert heard == [ELSEWHERE, "unchanged"]
+    assert metadata(second, "words")["reused"] is True
+    assert calls == []
 
 
 def test_a_heavy_step_holds_the_lease_of_the_machine(profile: Path) -> None:
