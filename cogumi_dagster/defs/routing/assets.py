@@ -85,6 +85,7 @@ def router_model(step: Step) -> RouterReport:
     kinds={"scikitlearn", "numpy"},
     config=("routing.escalation_max_bytes",),
     claims=checks.ESCALATION_DETECTOR,
+    code_version="2",
 )
 def escalation_detector(step: Step) -> EscalationReport:
     """Tells from a user's message that the last answer was not good enough; distilled from sentence embeddings

@@ -124,8 +124,8 @@ class ReliabilityBin:
         return {"predicted": round(self.predicted, 6), "observed": share.pop("value"), **share}
 
 
-def wilson(successes: int, count: int, z: float = Z95) -> tuple[float, float]:
-    """The Wilson score interval of a proportion. (0, 1) when nothing was counted.
+def wilson(successes: float, count: float, z: float = Z95) -> tuple[float, float]:
+    """The Wilson score interval of a proportion. (0, 1) when nothing was counted. Counts may be effective ones.
 
     Raises:
         CogumiError: ``successes`` is not between 0 and ``count``.
@@ -213,6 +213,28 @@ def mean_of_shares(shares: Sequence[Proportion]) -> Estimate:
     down = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, ends, strict=True))) / len(values)
     up = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, ends, strict=True))) / len(values)
     return Estimate(mean, max(0.0, mean - down), min(1.0, mean + up), sum(share.count for share in known))
+
+
+def share_of_groups(flags: ArrayLike, groups: Sequence[Hashable]) -> Estimate:
+    """The share of true among ``flags`` (n,), whose rows are alike within a group (n,): paraphrases of one message.
+
+    The interval is Wilson's of as many rows as tell as much as independent ones: n over the design effect (Kish 1965),
+    from the variance of a ratio over groups; at most n, and the number of groups where that variance is zero.
+    """
+    passed = _vector(flags, "flags")
+    if len(passed) != len(groups):
+        raise CogumiError(f"{len(groups)} groups for {len(passed)} flags", "give one each")
+    count = len(passed)
+    if not count:
+        return Estimate(math.nan, math.nan, math.nan, 0)
+    share = float(passed.mean())
+    residuals: dict[Hashable, float] = {}
+    for group, flag in zip(groups, passed, strict=True):
+        residuals[group] = residuals.get(group, 0.0) + float(flag) - share
+    many = len(residuals)
+    spread = math.fsum(residual**2 for residual in residuals.values()) * many / max(many - 1, 1)
+    effective = min(count, count**2 * share * (1 - share) / spread) if spread > 0 else many
+    return Estimate(share, *wilson(share * effective, effective), count)
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike, folds: ArrayLike | None = None) -> float:
