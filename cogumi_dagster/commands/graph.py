@@ -17,7 +17,9 @@ from cogumi_dagster.defs.automation import observe_teacher_data
 from cogumi_dagster.defs.pipeline import Node, NodeResult, plan, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.report.card import HTML, artifact_table, check_table, size
+from cogumi_dagster.lib.report.card import HTML
+from cogumi_dagster.lib.report.cells import size
+from cogumi_dagster.lib.report.tables import artifact_table, check_table
 from resources.settings import ProfileResource
 
 

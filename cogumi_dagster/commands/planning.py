@@ -19,7 +19,7 @@ from cogumi_dagster.lib.planning.plan import (
 )
 from cogumi_dagster.lib.planning.shapes import ModelShape, find_student, presets, student_of
 from cogumi_dagster.lib.profile import read_profile
-from cogumi_dagster.lib.report.card import Table
+from cogumi_dagster.lib.report.cells import Table
 from cogumi_dagster.lib.teaching.estimate import DatasetPlan
 
 SHOWN = 3

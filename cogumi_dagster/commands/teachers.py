@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cogumi_dagster.commands.terminal import console, print_table
 from cogumi_dagster.lib.errors import CogumiError, nearest
-from cogumi_dagster.lib.report.card import Table, number
+from cogumi_dagster.lib.report.cells import Table, number
 from cogumi_dagster.lib.teaching.catalogue import MICROS
 from cogumi_dagster.lib.teaching.journal import JOURNAL_FILE, Journal, Spend
 from cogumi_dagster.lib.training.student import package_version

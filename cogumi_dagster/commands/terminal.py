@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table as RichTable
 
 from cogumi_dagster.lib.progress import Progress
-from cogumi_dagster.lib.report.card import Table
+from cogumi_dagster.lib.report.cells import Table
 
 if TYPE_CHECKING:  # serving imports this module without Dagster
     from cogumi_dagster.defs.pipeline import Node

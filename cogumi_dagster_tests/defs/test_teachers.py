@@ -19,7 +19,7 @@ from cogumi_dagster.defs.dataset import checks
 from cogumi_dagster.defs.dataset.assets import source_examples, teacher_data, teacher_responses
 from cogumi_dagster.defs.graph import ASSETS
 from cogumi_dagster.defs.pipeline import plan, run_nodes
-from cogumi_dagster.lib.report.card import check_table
+from cogumi_dagster.lib.report.tables import check_table
 from cogumi_dagster.lib.teaching import asking
 from cogumi_dagster.lib.teaching.journal import JOURNAL_FILE
 from resources import build_resources

@@ -10,7 +10,8 @@ from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore
 from cogumi_dagster.lib.evaluation.statistics import Proportion, report_json
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.profile import Profile
-from cogumi_dagster.lib.report.card import HTML, MARKDOWN, STEPS, number, proportion, size, write_card
+from cogumi_dagster.lib.report.card import HTML, MARKDOWN, STEPS, write_card
+from cogumi_dagster.lib.report.cells import number, proportion, size
 from cogumi_dagster.lib.report.figures import figures, reports_of
 from cogumi_dagster.lib.report.one_for_all import one_for_all
 from cogumi_dagster.lib.training.batches import Pair
