@@ -38,3 +38,21 @@ def test_steps_that_were_never_timed_make_the_estimate_a_lower_bound() -> None:
     ]
     assert RunProgress(nodes, "no such profile")._left() == f"{terminal.duration(100)} and 2 untimed steps"
     assert RunProgress(nodes[1:2], "no such profile")._left() == "1 untimed step"
+
+
+def test_the_beginning_of_a_step_says_little_of_its_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now)
+    progress = RunProgress([Node("a", None, "not made yet", 1000.0)], "no such profile")
+    progress("a", None, 0, 0, "")
+    now = 100.0  # a model was loaded first
+    progress("a", None, 1, 500, "")
+    assert 990 < _seconds(progress) < 1500, "by its own pace it would be 50,000"
+    now = 400.0
+    progress("a", None, 100, 500, "")
+    assert _seconds(progress) == 1600
+
+
+def _seconds(progress: RunProgress) -> float:
+    minutes, seconds = progress._left().replace(" min", "").replace(" s", "").split()
+    return 60 * int(minutes) + int(seconds)

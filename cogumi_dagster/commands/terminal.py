@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # serving imports this module without Dagster
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 132)
 NOTE_EVERY_SECONDS = 20.0
+TRUSTED_SHARE = 0.2
+"""From here on a step's own pace alone says how long it takes."""
 EXPECTED = Path(__file__).resolve().parent.parent.parent / "resources" / "expected_seconds.json"
 
 
@@ -90,7 +92,10 @@ class RunProgress:
         waiting = [self.expected[label] for label in self.waiting if label != self.label or not self.share]
         rest = pace * sum(waiting)
         if self.label in self.waiting and self.share:
-            rest += (time.monotonic() - self.step_started) * (1 - self.share) / self.share
+            measured = (time.monotonic() - self.step_started) / self.share
+            known = self.expected[self.label] * pace
+            trust = min(1.0, self.share / TRUSTED_SHARE) if known else 1.0  # a step's start is no measure of the rest
+            rest += (trust * measured + (1 - trust) * known) * (1 - self.share)
         return estimate(rest, waiting.count(0))
 
     def _line(self, text: str) -> None:
