@@ -1,6 +1,5 @@
 """What a step may use of this machine: threads, memory, and the one accelerator."""
 
-import fcntl
 import os
 import resource
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import dagster as dg
 
+from cogumi_dagster.lib.locks import held
 from cogumi_dagster.lib.training.memory import unused_addresses
 from cogumi_dagster.lib.training.precision import resolve_device
 from resources.settings import ProfileResource
@@ -51,11 +51,5 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
         cannot be held twice, and a killed holder frees it.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "gpu.lock").open("w") as lease:
-            fcntl.flock(lease, fcntl.LOCK_EX)
-            lease.write(str(os.getpid()))
-            lease.flush()
-            try:
-                yield
-            finally:
-                fcntl.flock(lease, fcntl.LOCK_UN)
+        with held(folder / "gpu.lock"):
+            yield

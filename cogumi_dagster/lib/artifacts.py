@@ -12,7 +12,6 @@ draft, which nothing reads. With a ``Remote``, every version is also pushed to (
 object store; the folder is then a verified cache.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -20,12 +19,13 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.locks import held
 
 MANIFEST = "manifest.json"
 CURRENT = "CURRENT.json"
@@ -232,20 +232,18 @@ class ArtifactStore:
     def making(self, asset: str, partition: str | None, waiting: Callable[[], None]) -> Iterator[None]:
         """Be the only one on this machine who makes this artifact; calls ``waiting`` where another run is at it.
 
-        Who waited should look at ``current`` again. The kernel frees what a killed holder held.
+        Who waited should look at ``current`` again.
+
+        Raises:
+            CogumiError: the store cannot be written.
         """
         slot = self._slot(asset, partition)
-        try:
-            slot.mkdir(parents=True, exist_ok=True)
-            lock = (slot / _MAKING).open("w")
-        except OSError as error:
-            raise _disk_error(error, slot) from error
-        with lock:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                waiting()
-                fcntl.flock(lock, fcntl.LOCK_EX)
+                slot.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(held(slot / _MAKING, waiting))
+            except OSError as error:
+                raise _disk_error(error, slot) from error
             yield
 
     @contextmanager

@@ -298,3 +298,10 @@ def test_the_fingerprint_changes_with_each_thing_that_decides() -> None:
     assert (
         len({base, fingerprint_of("2", {"a": 1, "b": 2}, {"x": "1", "y": "2"}), fingerprint_of("1", {"a": 1}, {})}) == 3
     )
+
+
+def test_a_store_that_cannot_be_written_is_said_before_anything_is_made(store: ArtifactStore) -> None:
+    store.root.mkdir(parents=True, exist_ok=True)
+    (store.root / "words").write_text("a file where the artifact's folder should be")
+    with pytest.raises(CogumiError, match="cannot write below"), store.making("words", None, lambda: None):
+        pytest.fail("it was made")
