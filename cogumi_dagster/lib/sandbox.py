@@ -180,16 +180,34 @@ def _probe_note() -> str:
 
 
 def _mounts(interpreter: Path, prlimit: str) -> list[str]:
-    """The interpreter, its standard library and the shared libraries; no shell, no /proc, no /dev, no /etc."""
-    prefix = interpreter.parent.parent
-    wanted = [Path("/lib"), Path("/lib64"), Path("/usr/lib"), Path("/usr/lib64"), prefix / "lib", interpreter]
+    """The interpreter, its standard library and the shared libraries; no shell, no /proc, no /dev, no /etc, and of
+    installed packages nothing: a benchmark's answers are in one."""
+    own = interpreter.parent.parent / "lib"
+    wanted = [*_shared(Path("/lib")), *_shared(Path("/usr/lib")), Path("/lib64"), Path("/usr/lib64")]
+    wanted += [module.parent for module in own.glob("python3*/os.py")] + [*own.glob("libpython3*.so*"), interpreter]
     mounts: list[str] = []
     for path in dict.fromkeys([*wanted, Path(prlimit)]):
         if path.is_symlink() and path.parent == Path("/"):
             mounts += ["--symlink", os.readlink(path), str(path)]
         else:
             mounts += ["--ro-bind-try", str(path), str(path)]
+    installed = (
+        packages
+        for path in wanted
+        if not path.is_symlink()
+        for below in ("", "python3*/")
+        for kind in ("site", "dist")
+        for packages in path.glob(f"{below}{kind}-packages")
+    )
+    for packages in dict.fromkeys(installed):
+        mounts += ["--tmpfs", str(packages), "--remount-ro", str(packages)]
     return mounts
+
+
+def _shared(root: Path) -> list[Path]:
+    """Where shared libraries lie: on Debian in a folder that is named for the machine."""
+    machines = [] if root.is_symlink() else [path for path in root.glob("*-linux-*") if path.is_dir()]
+    return machines or [root]
 
 
 def _tool(name: str) -> str:

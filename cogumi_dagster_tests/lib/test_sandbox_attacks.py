@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cogumi_dagster.lib.sandbox import Sandbox, compare, sandbox_available
+from cogumi_dagster.lib.sandbox import Sandbox, _mounts, compare, sandbox_available
 
 needs_sandbox = pytest.mark.skipif(not sandbox_available()[0], reason=sandbox_available()[1])
 BOX = Sandbox(seconds=3.0, memory_mb=256)
@@ -90,6 +90,24 @@ def test_the_box_holds_after_an_attack() -> None:
     for name in ("a fork bomb", "the disk", "a signal to all", "memory"):
         BOX.evaluate(ATTACKS[name], ["1"])
     assert BOX.evaluate("def f(x): return x * x", ["f(2)"]).outcomes[0].value == 4
+
+
+@needs_sandbox
+def test_installed_packages_are_not_in_the_box(tmp_path: Path) -> None:
+    """One of them is a benchmark with its tests and solutions."""
+    program = (
+        "import os\n"
+        "def f(x):\n"
+        "    installed = [folder for folder, _, _ in os.walk('/') if folder.endswith('-packages')]\n"
+        "    return [name for folder in installed for name in os.listdir(folder)]"
+    )
+    assert BOX.evaluate(program, ["f(2)"]).outcomes[0].value == []
+    packages = tmp_path / "lib" / "python3.11" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages.parent / "os.py").touch()
+    mounts = _mounts(tmp_path / "bin" / "python3.11", "/usr/bin/prlimit")
+    assert mounts[-4:] == ["--tmpfs", str(packages), "--remount-ro", str(packages)]
+    assert str(packages.parent) in mounts and str(tmp_path / "lib") not in mounts
 
 
 BY_A_USER = (

@@ -205,7 +205,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
     tasks="modifier",
-    code_version="5",
+    code_version="6",
 )  # fmt: skip
 def packaged_modifier(step: Step) -> ModifierPackageReport:
     """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,
@@ -240,7 +240,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     deps=[packaged_modifier, cascade_examples, domain_failures, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
-    code_version="8",
+    code_version="9",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:

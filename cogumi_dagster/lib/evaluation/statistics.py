@@ -37,12 +37,31 @@ class Proportion:
 
     successes: int
     count: int
+    effective: float | None = None
+    """As many independent rows as tell as much as these; None where they are independent."""
 
     @classmethod
-    def of(cls, flags: ArrayLike) -> "Proportion":
-        """The share of true among ``flags`` (n,)."""
+    def of(cls, flags: ArrayLike, groups: Sequence[Hashable] | None = None) -> "Proportion":
+        """The share of true among ``flags`` (n,). ``groups`` (n,) says which rows are alike, as paraphrases are.
+
+        The interval is then of n over the design effect (Kish 1965), from the variance of a ratio over groups; at most
+        n, and the number of groups where that variance is zero.
+        """
         chosen = np.asarray(flags, dtype=bool)
-        return cls(int(chosen.sum()), len(chosen))
+        successes, count = int(chosen.sum()), len(chosen)
+        if groups is None:
+            return cls(successes, count)
+        if count != len(groups):
+            raise CogumiError(f"{len(groups)} groups for {count} flags", "give one each")
+        residuals: dict[Hashable, float] = {}
+        for group, flag in zip(groups, chosen, strict=True):
+            residuals[group] = residuals.get(group, 0.0) + float(flag) - successes / count
+        many = len(residuals)
+        if many == count:
+            return cls(successes, count)
+        spread = math.fsum(residual**2 for residual in residuals.values()) * many / max(many - 1, 1)
+        tells = min(count, successes * (1 - successes / count) * count / spread) if spread > 0 else many
+        return cls(successes, count, tells)
 
     @property
     def value(self) -> float:
@@ -50,7 +69,9 @@ class Proportion:
 
     @property
     def interval(self) -> tuple[float, float]:
-        return wilson(self.successes, self.count)
+        if self.effective is None:
+            return wilson(self.successes, self.count)
+        return wilson(self.value * self.effective, self.effective)
 
     def to_json(self) -> dict[str, Any]:
         low, high = self.interval
@@ -213,28 +234,6 @@ def mean_of_shares(shares: Sequence[Proportion]) -> Estimate:
     down = math.sqrt(sum((value - low) ** 2 for value, (low, _) in zip(values, ends, strict=True))) / len(values)
     up = math.sqrt(sum((high - value) ** 2 for value, (_, high) in zip(values, ends, strict=True))) / len(values)
     return Estimate(mean, max(0.0, mean - down), min(1.0, mean + up), sum(share.count for share in known))
-
-
-def share_of_groups(flags: ArrayLike, groups: Sequence[Hashable]) -> Estimate:
-    """The share of true among ``flags`` (n,), whose rows are alike within a group (n,): paraphrases of one message.
-
-    The interval is Wilson's of as many rows as tell as much as independent ones: n over the design effect (Kish 1965),
-    from the variance of a ratio over groups; at most n, and the number of groups where that variance is zero.
-    """
-    passed = _vector(flags, "flags")
-    if len(passed) != len(groups):
-        raise CogumiError(f"{len(groups)} groups for {len(passed)} flags", "give one each")
-    count = len(passed)
-    if not count:
-        return Estimate(math.nan, math.nan, math.nan, 0)
-    share = float(passed.mean())
-    residuals: dict[Hashable, float] = {}
-    for group, flag in zip(groups, passed, strict=True):
-        residuals[group] = residuals.get(group, 0.0) + float(flag) - share
-    many = len(residuals)
-    spread = math.fsum(residual**2 for residual in residuals.values()) * many / max(many - 1, 1)
-    effective = min(count, count**2 * share * (1 - share) / spread) if spread > 0 else many
-    return Estimate(share, *wilson(share * effective, effective), count)
 
 
 def auroc(scores: ArrayLike, labels: ArrayLike, folds: ArrayLike | None = None) -> float:

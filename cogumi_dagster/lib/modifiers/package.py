@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.compression.gguf_lora import WEIGHTS_FILE, export_lora
+from cogumi_dagster.lib.compression.gguf_lora import export_lora
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
@@ -30,7 +30,7 @@ class ModifierPackageReport:
 
     adapter_bytes: int
     unpruned_bytes: int
-    """Of the adapter's weights as it was trained, float32."""
+    """Of the whole adapter as the same kind of file: F16, so that the ratio is what pruning and packing bring."""
     package: PackageReport
     pruning: PruneReport
     parity: ParityReport
@@ -83,14 +83,16 @@ def package_modifier(
             keeps=prune_keeps,
             progress=progress,
         )
-        size = export_lora(chosen, out / ADAPTER_FILE, base=tokenizer_from, contract=contract, type="F16")
+        whole, size = (
+            export_lora(source, path, base=tokenizer_from, contract=contract, type="F16")
+            for source, path in ((adapter, scratch / ADAPTER_FILE), (chosen, out / ADAPTER_FILE))
+        )
         encoded, _ = encode_pairs(tokenizer, lessons, max_length, SECTION)
         compared = [lessons[item.index] for item in encoded[:PARITY_EXAMPLES]]
         reference = flatten(answer_logits(model, tokenizer, compared, max_length))
         other = flatten(gguf_answer_logits(gguf, tokenizer, compared, lora=out / ADAPTER_FILE))
         package = pack(out / ADAPTER_FILE, out / "package", level=level, dictionary_kb=dictionary_kb)
     (out / "contract.json").write_text(json.dumps(contract, indent=1, sort_keys=True))
-    whole = (adapter / WEIGHTS_FILE).stat().st_size
     return ModifierPackageReport(size, whole, package, pruning, parity(reference, other), contract)
 
 

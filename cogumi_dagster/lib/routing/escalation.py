@@ -103,17 +103,17 @@ class EscalationReport:
     train: int
     held_out: int
     held_out_groups: int
-    accuracy: stats.Estimate
+    accuracy: stats.Proportion
     """Dissatisfied or not."""
-    recall_dissatisfied: stats.Estimate
-    false_alarms: stats.Estimate
+    recall_dissatisfied: stats.Proportion
+    false_alarms: stats.Proportion
     """Share of the neutral and satisfied that raise an alarm."""
     majority: stats.Proportion
     balanced_accuracy: float
     auroc: stats.Estimate
-    teacher_accuracy: stats.Estimate
-    teacher_recall: stats.Estimate
-    agreement: stats.Estimate
+    teacher_accuracy: stats.Proportion
+    teacher_recall: stats.Proportion
+    agreement: stats.Proportion
     """Student and teacher decide alike."""
     bytes: int
     milliseconds_median: float
@@ -259,9 +259,9 @@ def _measure(
     seed: int,
     **known: Any,
 ) -> EscalationReport:
-    def share(flags: NDArray[np.bool_], of: NDArray[np.bool_] | None = None) -> stats.Estimate:
+    def share(flags: NDArray[np.bool_], of: NDArray[np.bool_] | None = None) -> stats.Proportion:
         among = np.ones(len(flags), dtype=bool) if of is None else of
-        return stats.share_of_groups(flags[among], _where(groups, among))
+        return stats.Proportion.of(flags[among], _where(groups, among))
 
     scores, seconds = np.zeros(len(texts)), np.zeros(len(texts))
     for index, text in enumerate(texts):

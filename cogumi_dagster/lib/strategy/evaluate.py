@@ -144,7 +144,7 @@ def evaluate_strategy(
         "untrained student": untrained,
         **({"student, strategy in the prompt": told} if told else {}),
         "student with adapter": trained,
-        **({"student with adapter, 16 bit": unquantized} if unquantized else {}),
+        **({"student with adapter, served weights in 16 bit": unquantized} if unquantized else {}),
         **taught,
     }
     exact = teacher is None

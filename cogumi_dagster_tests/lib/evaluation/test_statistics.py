@@ -138,16 +138,15 @@ def test_bad_input_is_refused(scores: list[float], labels: list[int], said: str)
 
 def test_the_interval_of_a_share_is_over_groups() -> None:
     flags, alone = [1, 1, 1, 0] * 25, list(range(100))
-    single = s.share_of_groups(flags, alone)
-    assert (single.low, single.high) == pytest.approx(s.Proportion(75, 100).interval, abs=0.001)
-    copies = s.share_of_groups(flags * 4, alone * 4)  # four copies of each row tell no more than one
-    assert (copies.low, copies.high) == pytest.approx(s.Proportion(75, 100).interval, abs=0.002)
-    assert copies.count == 400
-    right = s.share_of_groups([1] * 40, [row // 4 for row in range(40)])
-    assert (right.low, right.high) == s.Proportion(10, 10).interval
-    assert s.share_of_groups([], []).count == 0
+    single = s.Proportion.of(flags, alone)
+    assert single == s.Proportion(75, 100)
+    copies = s.Proportion.of(flags * 4, alone * 4)  # four copies of each row tell no more than one
+    assert copies.interval == pytest.approx(single.interval, abs=0.002)
+    assert (copies.successes, copies.count) == (300, 400)
+    assert s.Proportion.of([1] * 40, [row // 4 for row in range(40)]).interval == s.Proportion(10, 10).interval
+    assert s.Proportion.of([], []) == s.Proportion(0, 0)
     with pytest.raises(CogumiError, match="1 groups for 2 flags"):
-        s.share_of_groups([0, 1], [1])
+        s.Proportion.of([0, 1], [1])
 
 
 def test_the_interval_over_groups_holds_the_truth_as_often_as_it_says() -> None:
@@ -156,8 +155,8 @@ def test_the_interval_over_groups_holds_the_truth_as_often_as_it_says() -> None:
     for _ in range(400):
         of_group = draw.beta(4, 1, 60)  # a group's own share: 0.8 in the mean
         groups = np.repeat(np.arange(60), draw.integers(1, 8, 60))
-        found = s.share_of_groups(draw.random(len(groups)) < of_group[groups], groups.tolist())
-        held += found.low <= 0.8 <= found.high
+        found = s.Proportion.of(draw.random(len(groups)) < of_group[groups], groups.tolist())
+        held += found.interval[0] <= 0.8 <= found.interval[1]
     assert 0.92 < held / 400 < 0.98
 
 

@@ -7,9 +7,17 @@ import pytest
 
 from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.evaluation.humaneval import load_problems
+from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
 from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.jsonl import read_jsonl
-from cogumi_dagster.lib.modifiers.evaluate import NOISE_TEMPERATURE, compare, evaluate_modifier
+from cogumi_dagster.lib.modifiers.evaluate import (
+    NOISE_TEMPERATURE,
+    BenchmarkRow,
+    ModifierReport,
+    SteadyRow,
+    compare,
+    evaluate_modifier,
+)
 from cogumi_dagster.lib.modifiers.failures import held_out_tasks, training_tasks
 from cogumi_dagster.lib.profile import DOMAINS
 from cogumi_dagster.lib.tasks.base import Task, Verdict
@@ -113,6 +121,49 @@ def test_a_regression_above_the_noise_floor_closes_the_gate() -> None:
     report = compare(base, modified, [base], split="test")
     assert report.p_value < 0.05 and report.regresses and not report.gate_passed
     assert not compare(base, modified, split="test").gate_passed, "nor is 8 of 28 within what is allowed"
+
+
+def test_luck_that_the_base_loses_again_hides_no_regression() -> None:
+    """40 successes are the base's for good; of 28 lucky ones each re-run gives up half, whatever the other does."""
+    base = answers([True] * 68 + [False] * 120)
+    again = [answers([True] * 40 + [n >> run & 1 == 0 for n in range(28)] + [False] * 120) for run in range(2)]
+
+    def gate_of(steady: int, lucky: int) -> tuple[ModifierReport, SteadyRow]:
+        """A modifier that keeps so many of each."""
+        kept = [True] * steady + [False] * (40 - steady) + [True] * lucky + [False] * (28 - lucky)
+        report = compare(base, answers(kept + [True] * 110 + [False] * 10), again, split="test")
+        assert report.noise is not None and report.noise.broken.successes == 14 and report.steady is not None
+        return report, report.steady
+
+    report, row = gate_of(steady=40, lucky=4)  # breaks 24 of 68, all of them luck
+    assert (row.again, row.modified) == (Proportion(47, 54), Proportion(42, 54)) and report.gate_passed
+    report, row = gate_of(steady=28, lucky=16)  # breaks 24 as well, of which 12 the base never gave up
+    assert (row.again, row.modified) == (Proportion(47, 54), Proportion(36, 54)) and row.p_value < 0.05
+    assert report.improves and report.regresses and not report.gate_passed
+
+
+def test_what_breaks_on_a_public_benchmark_closes_the_gate() -> None:
+    base, modified = pattern(both=99, repaired=60, broken=1, neither=40)
+    for repaired, broken, opens in ((0, 7, False), (0, 5, True), (7, 0, True)):
+        row = BenchmarkRow(
+            "HumanEval", Proportion(9, 20), Proportion(9, 20), repaired, broken, mcnemar(repaired, broken), ""
+        )
+        assert compare(base, modified, [base, base], [row], split="test").gate_passed is opens
+
+
+def test_intervals_are_over_kinds_of_tasks() -> None:
+    def of(answered: list[Answered], kinds: int) -> list[Answered]:
+        return [
+            replace(a, task=replace(a.task, split_by=f"kind {n * kinds // len(answered)}"))
+            for n, a in enumerate(answered)
+        ]
+
+    base, modified = pattern(both=0, repaired=48, broken=0, neither=52)
+    alone = compare(base, modified, split="test").repaired
+    grouped = compare(of(base, 25), of(modified, 25), split="test").repaired
+    assert (grouped.successes, grouped.count) == (alone.successes, alone.count) == (48, 100)
+    assert alone.interval == Proportion(48, 100).interval
+    assert grouped.interval == pytest.approx(Proportion(12, 25).interval, abs=0.01)
 
 
 def test_the_base_answers_again_and_other_domains_are_asked(

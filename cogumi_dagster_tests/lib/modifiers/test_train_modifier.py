@@ -96,7 +96,7 @@ def test_a_packaged_modifier_is_the_trained_one_with_its_contract(
     )
     assert report.parity.mean_kl <= 1e-4
     assert report.pruning.chosen == 0.0 and not report.pruning.tried
-    assert report.adapter_bytes == (tmp_path / "out" / ADAPTER_FILE).stat().st_size
+    assert report.adapter_bytes == (tmp_path / "out" / ADAPTER_FILE).stat().st_size == report.unpruned_bytes
     assert report.package.bit_identical
     assert json.loads((tmp_path / "out" / "contract.json").read_text()) == report.contract
     metadata = open_gguf(tmp_path / "out" / ADAPTER_FILE).metadata

@@ -157,7 +157,7 @@ def test_the_four_stages_stand_side_by_side(
     )
     assert report.suites == ()
     untrained, told, trained, sixteen, teacher = report.stages
-    assert sixteen.stage == "student with adapter, 16 bit" and sixteen.accuracy.value == 1.0
+    assert sixteen.stage == "student with adapter, served weights in 16 bit" and sixteen.accuracy.value == 1.0
     assert [adapter for adapter, _ in whole.asked] == [ADAPTER] * 24
     assert [(one.successes, one.count) for one in untrained.batches] == [(6, 12), (6, 12)]
     assert (report.problems, report.split, report.majority.value) == (24, "test", 0.5)
