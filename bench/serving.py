@@ -10,11 +10,14 @@
 
 ``adapters``: hot swap, and whether one request's adapter ever touches another's answer. ``load``: opening the base with
 all adapters less opening it alone, an adapter. ``switch``: the time of a one-token request after one with another
-adapter, less after one with the same. ``decode``: tokens a second with each adapter and without, in turn, alone and
+adapter, less after one with the same. ``first token``: what a user waits for, with the slots' caches as served: a new
+prompt and a conversation's next turn, each after the same adapter and after another (whose cache is of no use).
+``decode``: tokens a second with each adapter and without, in turn, alone and
 in all slots. ``interleaved``: requests with adapters in random order, several at once, each answer against the one that
 the same adapter gave to the same prompt alone. What batches move by rounding is measured beside it: the same requests,
 as many at once, one adapter after the other. An answer counts as contaminated where its first token's log-probability
-is further off than any of those and nearer to another adapter's.
+is further off than any of those and nearer to another adapter's; beside it stand the answers whose text is not their
+own adapter's but another's, which rounding alone can bring about where two tokens are as likely.
 """
 
 import argparse
@@ -78,6 +81,43 @@ def switch(engine: LlamaEngine, names: Sequence[str | None], rounds: int = 200) 
     print(f"| switch (aim: < 1 ms) | {1000 * cost:+.2f} ms on {1000 * statistics.median(same):.1f} ms |", flush=True)
 
 
+def first_token(base: Path, adapters: dict[str, Path], slots: int, rounds: int = 25) -> None:
+    words = Path(__file__).with_name("training.py").read_text().split()
+    draw, names = random.Random(2), [None, *adapters]
+    engine = LlamaEngine(base, adapters, slots=slots, context=1024, reuse_prompts=True)
+
+    def wait(chat: Chat, adapter: str | None) -> float:
+        started = time.perf_counter()
+        stream = engine.stream(chat, adapter=adapter, max_tokens=4)
+        first = next(stream)
+        waited = time.perf_counter() - started
+        chat.append({"role": "assistant", "content": first.text + "".join(chunk.text for chunk in stream)})
+        return waited
+
+    def turn() -> Message:
+        return {"role": "user", "content": " ".join(draw.choices(words, k=60))}
+
+    found: dict[tuple[str, bool], list[float]] = {}
+    for _ in range(rounds):
+        for other in (False, True):  # in turn, so that both see the same neighbours
+            own = draw.choice(names)
+            next_one = draw.choice([name for name in names if name != own]) if other else own
+            wait([turn()], own)
+            chat = [turn()]
+            found.setdefault(("a new prompt", other), []).append(wait(chat, next_one))
+            chat.append(turn())
+            last = draw.choice([name for name in names if name != next_one]) if other else next_one
+            found.setdefault(("the next turn of a conversation", other), []).append(wait(chat, last))
+    engine.close()
+    for what in ("a new prompt", "the next turn of a conversation"):
+        same, changed = (1000 * statistics.median(found[what, other]) for other in (False, True))
+        print(
+            f"| first token of {what}, 60 words more | {same:.0f} ms after the same adapter, "
+            f"{changed:.0f} ms after another |",
+            flush=True,
+        )
+
+
 def decode(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], rounds: int = 5) -> None:
     """Tokens a second while all streams decode: after the last one's first token, before the first one's last."""
 
@@ -130,10 +170,15 @@ def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequenc
             here > rounding and min(off(request, answer, other) for other in names if other != request[0]) < here
             for here, (request, answer) in zip(own, answers, strict=True)
         )
+        others = sum(
+            answer.text != alone[request].text and answer.text in {alone[other, request[1]].text for other in names}
+            for request, answer in answers
+        )
         print(
             f"| {len(answers):,} requests, {what}, {engine.slots} at once | {equal:,} equal to the same request alone; "
             f"first log-probability off by {statistics.fmean(own):.4f} on average, at most {max(own):.3f}; "
-            f"{foreign} beyond the first row's and nearer to another adapter's |"
+            f"{foreign} beyond the first row's and nearer to another adapter's; {others} with another adapter's text |",
+            flush=True,
         )
     between = [
         off((name, place), alone[name, place], other) for name, place in alone for other in names if other != name
@@ -203,6 +248,7 @@ def main() -> None:
     switch(engine, names)
     decode(engine, names, chats)
     engine.close()
+    first_token(arguments.base, adapters, arguments.slots)
     for reuse in (True, False):  # as it serves, and with every prompt read anew
         print("| prompts from the slots' caches | |" if reuse else "| prompts read anew | |")
         engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512, reuse_prompts=reuse)

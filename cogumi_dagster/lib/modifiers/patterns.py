@@ -12,6 +12,8 @@ from cogumi_dagster.lib.jsonl import write_jsonl
 Embed = Callable[[Sequence[str]], Any]
 """texts -> (n, dimensions) float array."""
 
+CENTRE_EXAMPLES = 3
+
 
 @dataclass(frozen=True)
 class Pattern:
@@ -20,7 +22,8 @@ class Pattern:
     size: int
     words: tuple[str, ...]
     families: str
-    centre_example: str
+    centre_examples: tuple[str, ...]
+    """The failures nearest its centre: the prompt, and what was wrong with the answer."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class PatternsReport:
 def find_patterns(
     failures: Sequence[dict[str, Any]], embed: Embed, out: Path, *, clusters: tuple[int, int], seed: int
 ) -> PatternsReport:
-    """Cluster with each k in ``clusters`` (inclusive), keep the best silhouette, write assignments.jsonl.
+    """Cluster the prompts with each k in ``clusters`` (inclusive), keep the best silhouette, write assignments.jsonl.
 
     Raises:
         CogumiError: not more failures than clusters.
@@ -73,11 +76,12 @@ def find_patterns(
             continue
         mean = weights[members].mean(axis=0).A1
         top = tuple(str(words[i]) for i in mean.argsort()[::-1][:5])
-        centre = min(members, key=lambda i: float(((vectors[i] - model.cluster_centers_[cluster]) ** 2).sum()))
+        nearest = sorted(members, key=lambda i: float(((vectors[i] - model.cluster_centers_[cluster]) ** 2).sum()))
+        examples = tuple(f"{texts[i][:200]} [{failures[i]['reason'][:100]}]" for i in nearest[:CENTRE_EXAMPLES])
         families = Counter(failures[i]["task"]["family"] for i in members)
         name = f"{families.most_common(1)[0][0]}: {' '.join(top[:2])}"
         shown = ", ".join(f"{family} {count}" for family, count in families.most_common(3))
-        patterns.append(Pattern(cluster, name, len(members), top, shown, texts[centre][:200]))
+        patterns.append(Pattern(cluster, name, len(members), top, shown, examples))
     write_jsonl(
         out / "assignments.jsonl",
         (

@@ -13,7 +13,7 @@ TOPICS = {"sorting": "sort the numbers ascending", "parsing": "parse this date s
 
 def failures(each: int) -> list[dict[str, Any]]:
     return [
-        {"task": {"id": f"{family}-{n}", "family": family, "prompt": f"{text}, please, {n}"}}
+        {"task": {"id": f"{family}-{n}", "family": family, "prompt": f"{text}, please, {n}"}, "reason": "it is wrong"}
         for n in range(each)
         for family, text in TOPICS.items()
     ]
@@ -36,7 +36,8 @@ def test_the_clusters_are_the_topics_and_are_named_by_their_words(tmp_path: Path
     for pattern in report.patterns:
         family = pattern.name.split(":")[0]
         assert set(pattern.name.split(": ")[1].split()) <= set(TOPICS[family].split()) | {"ascending"}
-        assert pattern.centre_example.startswith(TOPICS[family])
+        assert len(set(pattern.centre_examples)) == 3
+        assert all(one.startswith(TOPICS[family]) and one.endswith("[it is wrong]") for one in pattern.centre_examples)
     assigned = {row["task_id"]: row["cluster"] for row in read_jsonl(tmp_path / "assignments.jsonl")}
     assert set(assigned) == {row["task"]["id"] for row in rows}
     assert len({(name.split("-")[0], cluster) for name, cluster in assigned.items()}) == 3
