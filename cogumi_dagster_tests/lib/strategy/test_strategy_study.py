@@ -188,7 +188,10 @@ def test_suites_are_fresh_and_have_their_own_majority(
     assert (balanced.majority.value, longer.majority.value) == (0.5, 0.5)
     assert 0.75 < published.majority.value < 0.95, "the published mix is mostly YES"
     assert all(suite.exact_traces and suite.exact_traces.value == 1.0 for suite in report.suites)
-    assert all(suite.balanced_accuracy.value == 1.0 for suite in report.suites)
+    assert all(suite.balanced_accuracy.value == 1.0 and suite.aims and not suite.missed for suite in report.suites)
+    constant = scripted_engine(lambda adapter, prompt: "YES", (ADAPTER,))
+    worse = evaluate_strategy(constant, FAMILY, tmp_path, count=6, strategy="", suite_share=0.1, seed=2)
+    assert all(suite.missed == tuple(suite.aims) for suite in worse.suites)
     trained = {task.prompt for task in FAMILY.lessons(600, 2)}
     assert not trained & set(known)
     asked = [prompt for _, prompt in engine.asked[18:]]
