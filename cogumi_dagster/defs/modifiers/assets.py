@@ -78,7 +78,7 @@ def _kept_apart(step: Step) -> list[Task]:
     deps=[domain_failures],
     partitions_def=modifier_partitions,
     claims=checks.FAILURE_PATTERNS,
-    code_version="2",
+    code_version="3",
 )
 def failure_patterns(step: Step) -> PatternsReport:
     """Failures embedded and clustered, the number of clusters chosen by silhouette, each with a name."""

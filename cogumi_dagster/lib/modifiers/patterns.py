@@ -77,7 +77,7 @@ def find_patterns(
         mean = weights[members].mean(axis=0).A1
         top = tuple(str(words[i]) for i in mean.argsort()[::-1][:5])
         nearest = sorted(members, key=lambda i: float(((vectors[i] - model.cluster_centers_[cluster]) ** 2).sum()))
-        examples = tuple(f"{texts[i][:200]} [{failures[i]['reason'][:100]}]" for i in nearest[:CENTRE_EXAMPLES])
+        examples = tuple(f"{_ends(texts[i])} [{_ends(failures[i]['reason'])}]" for i in nearest[:CENTRE_EXAMPLES])
         families = Counter(failures[i]["task"]["family"] for i in members)
         name = f"{families.most_common(1)[0][0]}: {' '.join(top[:2])}"
         shown = ", ".join(f"{family} {count}" for family, count in families.most_common(3))
@@ -100,3 +100,8 @@ def find_patterns(
         patterns=tuple(patterns),
         points=tuple((float(x), float(y), int(label)) for (x, y), label in zip(flat, model.labels_, strict=True)),
     )
+
+
+def _ends(text: str) -> str:
+    """How it begins and how it ends: of a long prompt the question is at its end."""
+    return text if len(text) <= 240 else f"{text[:90]} … {text[-140:]}"

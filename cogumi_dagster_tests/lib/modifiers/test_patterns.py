@@ -53,3 +53,12 @@ def test_fewer_failures_than_clusters_are_refused(tmp_path: Path, count: int) ->
 def test_no_more_clusters_are_tried_than_failures_allow(tmp_path: Path) -> None:
     report = find_patterns(failures(2)[:5], embed, tmp_path, clusters=(2, 50), seed=0)
     assert set(report.silhouettes) == {"2", "3", "4"}
+
+
+def test_a_long_prompt_shows_its_end(tmp_path: Path) -> None:
+    rows = failures(3)
+    for row in rows:
+        row["task"]["prompt"] = f"{row['task']['prompt']} {'and so on ' * 90} what is it?"
+    report = find_patterns(rows, embed, tmp_path, clusters=(3, 3), seed=0)
+    shown = [example for pattern in report.patterns for example in pattern.centre_examples]
+    assert len(shown) == 9 and all(one.endswith("what is it? [it is wrong]") and len(one) < 300 for one in shown)
