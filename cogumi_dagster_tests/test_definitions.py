@@ -53,7 +53,7 @@ CHECKS = {
     "failure_patterns": "silhouette sizes",
     "cascade_examples": "verified_share tier_1_share tiers_on_target",
     "modifier_adapter": "loss_fell",
-    "packaged_modifier": "pruned_share bit_identical! parity within_budget",
+    "packaged_modifier": "pruned_share packed_share bit_identical! parity within_budget",
     "modifier_evaluation": """repairs_failures keeps_successes repaired_share kept_share held_out_is_new
         benchmark_is_new""",
     "strategy_journal": "strategies_tried",

@@ -62,7 +62,7 @@ def test_it_tells_complaints_from_thanks_and_questions(fitted: tuple[Path, e.Esc
 
 def test_the_report_beats_the_majority_on_groups_that_were_held_out(fitted: tuple[Path, e.EscalationReport]) -> None:
     out, report = fitted
-    assert report.accuracy.low > report.majority.value
+    assert report.accuracy.interval[0] > report.majority.value
     assert report.recall_dissatisfied.value > 0.65
     assert report.accuracy.count == report.held_out and report.train > report.held_out
     assert report.agreement.value > 0.7
