@@ -1,13 +1,15 @@
-"""What pruning a modifier costs: directions left out (ours) against the smallest weights zeroed, at equal shares.
+"""What pruning a modifier costs, at equal shares: directions left out by what they move (ours) and by size, and the
+smallest weights zeroed.
 
-    python bench/modifiers.py STORE MODIFIER [--shares 0.5 0.7 0.78 0.85 0.9]
+    python bench/modifiers.py STORE MODIFIER [--shares 0.6 0.78 0.85 0.9]
 
-STORE is the store of a profile that was run (.cogumi/quick). Losses are of the modifier's own lessons: those
-that it was trained on and those held back.
+STORE is the store of a profile that was run (.cogumi/quick). Losses are of the modifier's own lessons that were held
+back from training, 64 at most.
 """
 
 import argparse
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.jsonl import read_jsonl
-from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, Directions
+from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, MOST_EXAMPLES, Directions, module_curvature
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons
-from cogumi_dagster.lib.training.batches import Encoded, encode_pairs
+from cogumi_dagster.lib.training.batches import encode_pairs
 from cogumi_dagster.lib.training.loop import evaluation_loss
 from cogumi_dagster.lib.training.student import load_checkpoint
 
@@ -38,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("modifier")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.5, 0.7, 0.78, 0.85, 0.9])
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.78, 0.85, 0.9])
     arguments = parser.parse_args()
     from peft import PeftModel
 
@@ -46,8 +48,10 @@ def main() -> None:
     failures, adapter = store.get("domain_failures", name).path, store.get("modifier_adapter", name).path
     trained = store.get("modifier_adapter", name).manifest.config
     seed, length = trained["seed"], trained["modifiers.training"]["max_length"]
-    lessons = modifier_pairs(
-        read_jsonl(store.get("cascade_examples", name).path / "rows.jsonl"), read_jsonl(failures / "successes.jsonl"),
+    taught = store.get("cascade_examples", name).path
+    files = [path for path in (taught / "rows.jsonl", taught / "siblings.jsonl") if path.is_file()]
+    pairs = modifier_pairs(
+        [row for path in files for row in read_jsonl(path)], read_jsonl(failures / "successes.jsonl"),
         trained["modifiers.replay_share"], seed,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as scratch:
@@ -57,32 +61,39 @@ def main() -> None:
         )
         base, tokenizer = load_checkpoint(folder / "served", "float32")
         model: Any = PeftModel.from_pretrained(base, adapter).eval()
-        groups: list[list[Encoded]] = [
-            encode_pairs(tokenizer, part, length)[0] for part in split_lessons(lessons, seed)
-        ]
+        lessons, validation = (encode_pairs(tokenizer, part, length)[0] for part in split_lessons(pairs, seed))
+        held_back = validation[:MOST_EXAMPLES]
 
-        def losses(label: str) -> str:
-            if label != "base":
+        def loss(label: str = "") -> float:
+            if label:
                 model.load_adapter(folder / label, label)
                 model.set_adapter(label)
-            return " / ".join(f"{evaluation_loss(model, group, EVALUATION_TOKENS):.3f}" for group in groups)
+            found = evaluation_loss(model, held_back, EVALUATION_TOKENS)
+            if label:
+                model.set_adapter("default")
+                model.delete_adapter(label)
+            return found
 
         with model.disable_adapter():
-            before = losses("base")
-        directions = Directions(adapter)
-        directions.write(folder / "whole", 0.0)
-        print(f"{name}: {len(groups[0])} lessons trained on, {len(groups[1])} held back")
-        print(f"loss of the base {before}, with the whole adapter {losses('whole')}\n")
-        print("| left out | directions (trained on / held back) | smallest weights | modules, largest rank |")
+            before = loss()
+        whole = loss()
+        started = time.perf_counter()
+        curvatures = module_curvature(model, lessons)
+        seconds = time.perf_counter() - started
+        print(f"{name}: {len(lessons)} lessons trained on, {len(held_back)} held back; loss of the base {before:.3f},")
+        print(f"with the whole adapter {whole:.3f}; what directions move: measured in {seconds:.0f} s. Gain kept:\n")
+        print("| left out | by what they move: modules, largest rank | by size | smallest weights zeroed |")
         print("|---|---|---|---|")
+        ways = {"moves": Directions(adapter, curvatures), "size": Directions(adapter)}
         for number, share in enumerate(arguments.shares):
-            ranks, _ = directions.write(folder / f"d{number}", share)
-            zero_smallest(adapter, folder / f"z{number}", share)
-            print(
-                f"| {share:.0%} | {losses(f'd{number}')} | {losses(f'z{number}')} "
-                f"| {len(ranks)}, {max(ranks.values())} |",
-                flush=True,
-            )
+            cells = []
+            for way, directions in ways.items():
+                ranks, _ = directions.write(folder / f"{way}{number}", share)
+                kept = (before - loss(f"{way}{number}")) / (before - whole)
+                cells.append(f"{kept:.3f}: {len(ranks)}, {max(ranks.values())}")
+            zero_smallest(adapter, folder / f"zeroed{number}", share)
+            kept = (before - loss(f"zeroed{number}")) / (before - whole)
+            print(f"| {share:.0%} | {' | '.join(cells)} | {kept:.3f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -96,26 +96,55 @@ def measure_curvature(
     Raises:
         CogumiError: too little calibration text.
     """
-    import torch
-
-    draw = torch.Generator().manual_seed(seed)
     sums: dict[tuple[str, str], Marginals] = {}
-    batches = calibration_batches(tokenizer, pairs, tokens)
-    supervised = 0
     with _gradients(model, sums):
-        for number, batch in enumerate(batches):
-            logits, _ = supervised_logits(model, batch)
-            with torch.no_grad():
-                labels = torch.multinomial(torch.softmax(logits.float(), -1), 1, generator=draw)[:, 0]
-            torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum").backward()
-            supervised += len(labels)
-            progress(number + 1, len(batches), f"{supervised:,} answer tokens")
+        supervised = sampled_gradients(model, calibration_batches(tokenizer, pairs, tokens), seed, progress)
     found: dict[str, list[tuple[Array, Array]]] = {}
     for (name, _), sum_ in sums.items():
         rows, columns = sum_.rows.numpy() / supervised, sum_.columns.numpy() / (sum_.total or 1.0)
         heads = _heads(model, name)
         found.setdefault(name, []).append((permute(rows, heads) if heads else rows, columns))
     return {name: Curvature(tuple(terms)) for name, terms in found.items()}
+
+
+def sampled_gradients(model: Any, batches: Sequence[Batch], seed: int, progress: Progress = silent) -> int:
+    """A backward pass of each batch under labels drawn from the model itself, for those who ``watch`` its layers; the
+    number of labels."""
+    import torch
+
+    draw = torch.Generator().manual_seed(seed)
+    supervised = 0
+    for number, batch in enumerate(batches):
+        logits, _ = supervised_logits(model, batch)
+        with torch.no_grad():
+            labels = torch.multinomial(torch.softmax(logits.float().cpu(), -1), 1, generator=draw)[:, 0]
+        torch.nn.functional.cross_entropy(logits.float(), labels.to(logits.device), reduction="sum").backward()
+        supervised += len(labels)
+        progress(number + 1, len(batches), f"{supervised:,} answer tokens")
+    return supervised
+
+
+def watch(layer: Any, sums: Marginals) -> Any:
+    """Gather a layer's squared inputs and output gradients from its next passes on; the hook, to be removed."""
+
+    def forward(_: Any, inputs: Any, output: Any) -> None:
+        squares = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).square()
+        output.register_hook(lambda gradient: sums.add(squares, gradient.reshape(-1, gradient.shape[-1]).square()))
+
+    return layer.register_forward_hook(forward)
+
+
+@contextmanager
+def no_weight_gradients(model: Any) -> Iterator[None]:
+    """No parameter takes part in backward passes."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
 
 
 def _heads(model: Any, name: str) -> int | None:
@@ -129,17 +158,6 @@ def _gradients(model: Any, sums: dict[tuple[str, str], Marginals]) -> Iterator[N
     import torch
 
     ids: Any = None
-
-    def linear(name: str, use: str) -> Any:
-        def forward(_: Any, inputs: Any, output: Any) -> None:
-            squares = inputs[0].detach().reshape(-1, inputs[0].shape[-1]).square()
-            output.register_hook(
-                lambda gradient: sums.setdefault((name, use), Marginals()).add(
-                    squares, gradient.reshape(-1, gradient.shape[-1]).square()
-                )
-            )
-
-        return forward
 
     def embedding(_: Any, inputs: Any, output: Any) -> None:
         nonlocal ids
@@ -156,20 +174,14 @@ def _gradients(model: Any, sums: dict[tuple[str, str], Marginals]) -> Iterator[N
         mine.columns = mine.columns + squares.sum(0)
         mine.total += float(pull.sum())
 
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    named = [("lm_head", head_name(model), "head")]
+    named += [(f"model.{path}", gguf_name(f"model.{path}.weight"), "linear") for path, _ in linear_layers(model.model)]
     hooks = [model.get_input_embeddings().register_forward_hook(embedding)]
-    hooks.append(model.lm_head.register_forward_hook(linear(head_name(model), "head")))
-    hooks += [
-        layer.register_forward_hook(linear(gguf_name(f"model.{path}.weight"), "linear"))
-        for path, layer in linear_layers(model.model)
-    ]
+    hooks += [watch(model.get_submodule(path), sums.setdefault((name, use), Marginals())) for path, name, use in named]
     try:
-        for parameter in trainable:
-            parameter.requires_grad_(False)
-        yield
+        with no_weight_gradients(model):
+            yield
     finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
         for hook in hooks:
             hook.remove()
 

@@ -74,9 +74,11 @@ def package_modifier(
         dequantize_checkpoint(gguf, tokenizer_from, scratch / "served")
         base, tokenizer = load_checkpoint(scratch / "served", "float32")
         model = PeftModel.from_pretrained(base, adapter).eval()
+        encoded, _ = encode_pairs(tokenizer, lessons, max_length, SECTION)
         chosen, pruning = prune_where_quality_holds(
             model,
             adapter,
+            encoded,
             encode_pairs(tokenizer, validation, max_length, SECTION)[0] if validation else [],
             scratch,
             shares=prune_shares,
@@ -87,7 +89,6 @@ def package_modifier(
             export_lora(source, path, base=tokenizer_from, contract=contract, type="F16")
             for source, path in ((adapter, scratch / ADAPTER_FILE), (chosen, out / ADAPTER_FILE))
         )
-        encoded, _ = encode_pairs(tokenizer, lessons, max_length, SECTION)
         compared = [lessons[item.index] for item in encoded[:PARITY_EXAMPLES]]
         reference = flatten(answer_logits(model, tokenizer, compared, max_length))
         other = flatten(gguf_answer_logits(gguf, tokenizer, compared, lora=out / ADAPTER_FILE))

@@ -1,24 +1,37 @@
-"""Prune a LoRA by rank: the directions of all modules that change the base least are left out.
+"""Prune a LoRA by rank: the directions of all modules that move the answers least are left out.
 
-Of one module's product B A the truncated SVD is the nearest of its rank. Zeroing the smallest weights of each A and B
-loses far more at the same share (bench/modifiers.py), and the zeros are multiplied all the same when served.
+A change D of a module's product B A costs about ``1/2 sum(rows[i] columns[j] D[i, j]^2)`` nats a token, where rows and
+columns are the marginals of the Fisher information (``compression.sensitivity``). Weighed by their roots, the truncated
+SVD is the cheapest change of its rank, and its singular values can be held against those of other modules. Most modules
+then keep no direction and cost nothing when served. By size alone, and by zeroing the smallest weights, far more is
+lost at the same share (bench/modifiers.py).
 """
 
 import json
+import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE, own_of_module
+from cogumi_dagster.lib.compression.sensitivity import (
+    FISHER_TOKENS,
+    Marginals,
+    no_weight_gradients,
+    sampled_gradients,
+    watch,
+)
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.training.batches import Encoded
+from cogumi_dagster.lib.training.batches import Encoded, batches_of
 from cogumi_dagster.lib.training.loop import evaluation_loss
 
 PREFIX = "base_model.model."
 EVALUATION_TOKENS = 1024
+SMALLEST_WEIGHT = 1e-3
+"""Of a row or column, in parts of the mean: one that the lessons never move must not be free."""
 FEWEST_EXAMPLES, MOST_EXAMPLES = 8, 64
 """Held-back lessons without which nothing is pruned, and as many as are asked: a pass for each share that is tried."""
 
@@ -51,6 +64,7 @@ class PruneReport:
 def prune_where_quality_holds(
     model: Any,
     adapter: Path,
+    lessons: Sequence[Encoded],
     validation: Sequence[Encoded],
     folder: Path,
     *,
@@ -61,7 +75,8 @@ def prune_where_quality_holds(
     """(the pruned adapter's folder, or ``adapter`` itself; what was tried).
 
     ``model`` is the PEFT model with ``adapter`` active, on which the pruned ones are tried; the one chosen is active
-    when it returns. The largest of ``shares`` is tried first.
+    when it returns. Some of ``lessons`` tell which directions matter, ``validation`` what is lost without the others.
+    The largest of ``shares`` is tried first.
     """
     held_back = validation[:MOST_EXAMPLES]
     with model.disable_adapter():
@@ -74,7 +89,8 @@ def prune_where_quality_holds(
     elif not adapter_loss < base_loss:
         outcome = "the adapter has no gain on held-back lessons"
     else:
-        directions = Directions(adapter)
+        progress(0, len(shares), "which directions matter")
+        directions = Directions(adapter, module_curvature(model, lessons))
         for number, share in enumerate(sorted(shares, reverse=True)):
             name = f"pruned_{number}"
             progress(number, len(shares), f"without {share:.0%} of the adapter")
@@ -93,44 +109,80 @@ def prune_where_quality_holds(
     return chosen, PruneReport(removed, outcome, len(held_back), base_loss, adapter_loss, tuple(tried))
 
 
-class Directions:
-    """The singular directions of all modules of a PEFT adapter."""
+Curvatures = Mapping[str, tuple[Any, Any]]
+"""module -> (rows (out,), columns (in,)): the marginals of its product's Fisher information, nats a token."""
 
-    def __init__(self, adapter: Path) -> None:
+
+def module_curvature(model: Any, lessons: Sequence[Encoded], tokens: int = FISHER_TOKENS) -> Curvatures:
+    """Of every module that ``model``, a PEFT model, adapts with its active adapter, on about ``tokens`` tokens drawn
+    from ``lessons``."""
+    chosen: list[Encoded] = []
+    for item in random.Random(0).sample(lessons, len(lessons)):
+        if sum(len(one.ids) for one in chosen) >= tokens:
+            break
+        chosen.append(item)
+    sums: dict[str, Marginals] = {}
+    hooks = [model.get_input_embeddings().register_forward_hook(lambda _, __, output: output.requires_grad_())]
+    for path, layer in model.named_modules():
+        if hasattr(layer, "lora_A"):
+            hooks.append(watch(layer, sums.setdefault(path.removeprefix(PREFIX), Marginals())))
+    model.eval()
+    try:
+        with no_weight_gradients(model):
+            labels = sampled_gradients(model, list(batches_of(chosen, EVALUATION_TOKENS, 0)), seed=0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {module: (sum_.rows / labels, sum_.columns / (sum_.total or 1.0)) for module, sum_ in sums.items()}
+
+
+class Directions:
+    """The directions of all modules of a PEFT adapter, by what each of them moves: of ``curvatures`` where given, else
+    by size."""
+
+    def __init__(self, adapter: Path, curvatures: Curvatures | None = None) -> None:
         from safetensors.torch import load_file
         from torch.linalg import qr, svd
 
         self.config = json.loads((adapter / CONFIG_FILE).read_text())
         tensors = load_file(adapter / WEIGHTS_FILE)
         self.weights = sum(tensor.numel() for tensor in tensors.values())
-        self.modules: dict[str, tuple[Any, Any, Any]] = {}
-        """(left (out, rank), singular values (rank,), right (rank, in)) of each scaled product."""
+        self.modules: dict[str, tuple[Any, Any, Any, Any]] = {}
+        """(left (out, rank), size (rank,), right (rank, in), worth (rank,)) of each scaled product: left and right of
+        length 1, the most worth first."""
         for name in tensors:
             if not name.endswith(".lora_A.weight"):
                 continue
             module = name.removeprefix(PREFIX).removesuffix(".lora_A.weight")
             a, b = tensors[name].float(), tensors[name.replace(".lora_A.", ".lora_B.")].float()
             alpha = own_of_module(self.config.get("alpha_pattern"), module, self.config["lora_alpha"])
-            (left, inner), (right, outer) = qr(b), qr(a.T)
+            rows, columns = curvatures[module] if curvatures else (b.new_ones(len(b)), a.new_ones(a.shape[1]))
+            by_row, by_column = (
+                root.clamp(min=SMALLEST_WEIGHT * float(root.mean()) or 1.0)
+                for root in (rows.to(b).sqrt(), columns.to(a).sqrt())
+            )
+            (left, inner), (right, outer) = qr(b * by_row[:, None]), qr(a.T * by_column[:, None])
             u, values, v = svd(inner @ outer.T * (alpha / len(a)))
-            self.modules[module] = left @ u, values, v @ right.T
+            left, right = (left @ u) / by_row[:, None], (v @ right.T) / by_column
+            long, wide = left.norm(dim=0), right.norm(dim=1)
+            self.modules[module] = left / long, values * long * wide, right / wide[:, None], values**2
 
     def write(self, out: Path, share: float) -> tuple[dict[str, int], float]:
         """Write a PEFT adapter with at least ``share`` of the weights left out; (rank of each module, share).
 
-        Directions of all modules compete: each has the square of its singular value over its number of weights. A
-        module that keeps none is no longer adapted.
+        Directions of all modules compete: each has its worth over its number of weights. A module that keeps none is no
+        longer adapted.
 
         Raises:
             CogumiError: ``share`` leaves no direction.
         """
         from safetensors.torch import save_file
 
-        costs = {module: len(u) + v.shape[1] for module, (u, _, v) in self.modules.items()}
+        costs = {module: len(left) + right.shape[1] for module, (left, _, right, _) in self.modules.items()}
         every = [
-            (float(value) ** 2 / costs[module], module)
-            for module, (_, values, _) in self.modules.items()
-            for value in values
+            (float(value) / costs[module], module)
+            for module, (_, _, _, worth) in self.modules.items()
+            for value in worth
         ]
         room = (1 - share) * self.weights
         ranks: dict[str, int] = {}
@@ -142,10 +194,10 @@ class Directions:
             raise CogumiError(f"a pruning of {share} leaves nothing of the adapter", "lower modifiers.prune_shares")
         kept: dict[str, Any] = {}
         for module, rank in ranks.items():
-            u, values, v = self.modules[module]
-            root = values[:rank].sqrt()
-            kept[f"{PREFIX}{module}.lora_A.weight"] = (root[:, None] * v[:rank]).contiguous()
-            kept[f"{PREFIX}{module}.lora_B.weight"] = (u[:, :rank] * root).contiguous()
+            left, sizes, right, _ = self.modules[module]
+            root = sizes[:rank].sqrt()
+            kept[f"{PREFIX}{module}.lora_A.weight"] = (root[:, None] * right[:rank]).contiguous()
+            kept[f"{PREFIX}{module}.lora_B.weight"] = (left[:, :rank] * root).contiguous()
         out.mkdir(parents=True)
         save_file(kept, out / WEIGHTS_FILE)
         patterns = {re.escape(module): rank for module, rank in ranks.items()}

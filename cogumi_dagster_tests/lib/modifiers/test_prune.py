@@ -8,8 +8,8 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.modifiers.prune import PREFIX, Directions, prune_where_quality_holds
-from cogumi_dagster.lib.training.batches import Pair, encode_pairs
+from cogumi_dagster.lib.modifiers.prune import PREFIX, Directions, module_curvature, prune_where_quality_holds
+from cogumi_dagster.lib.training.batches import Pair, batches_of, encode_pairs, supervised_logits
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 
@@ -85,21 +85,86 @@ def test_the_largest_share_that_keeps_the_gain_is_taken(
     losses = iter([2.0, 1.0, 1.2, 1.04])
     monkeypatch.setattr("cogumi_dagster.lib.modifiers.prune.evaluation_loss", lambda *args: next(losses))
     chosen, report = prune_where_quality_holds(
-        model, low_rank, encoded, tmp_path / "tries", shares=(0.3, 0.5, 0.6), keeps=0.95
+        model, low_rank, encoded, encoded, tmp_path / "tries", shares=(0.3, 0.5, 0.6), keeps=0.95
     )
     assert [round(row.gain_kept, 2) for row in report.tried] == [0.8, 0.96]
     assert report.chosen == report.tried[1].removed and 0.5 <= report.chosen < 0.6
     assert chosen == tmp_path / "tries" / "pruned_1" and model.active_adapter == "pruned_1"
 
     losses = iter([2.0, 1.0, 1.9])
-    kept, report = prune_where_quality_holds(model, low_rank, encoded, tmp_path / "t2", shares=(0.7,), keeps=0.95)
+    kept, report = prune_where_quality_holds(
+        model, low_rank, encoded, encoded, tmp_path / "t2", shares=(0.7,), keeps=0.95
+    )
     assert (kept, report.chosen, model.active_adapter) == (low_rank, 0.0, "default")
     losses = iter([1.0, 1.5])
-    kept, report = prune_where_quality_holds(model, low_rank, encoded, tmp_path / "t3", shares=(0.7,), keeps=0.95)
+    kept, report = prune_where_quality_holds(
+        model, low_rank, encoded, encoded, tmp_path / "t3", shares=(0.7,), keeps=0.95
+    )
     assert (kept, report.tried) == (low_rank, ()) and "no gain" in report.outcome
     losses = iter([2.0, 1.0])
-    kept, report = prune_where_quality_holds(model, low_rank, encoded[:7], tmp_path / "t4", shares=(0.7,), keeps=0.95)
+    kept, report = prune_where_quality_holds(
+        model, low_rank, encoded, encoded[:7], tmp_path / "t4", shares=(0.7,), keeps=0.95
+    )
     assert (kept, report.tried) == (low_rank, ()) and "7 held-back lessons are too few" in report.outcome
+
+
+@pytest.fixture
+def small(adapter: Path, tmp_path: Path) -> Path:
+    """An adapter that changes answers a little, in directions of one size."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
+    draw = torch.Generator().manual_seed(0)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    drawn = {name: 0.05 * torch.randn(tensor.shape, generator=draw) for name, tensor in tensors.items()}
+    save_file(drawn, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def trained(small: Path, student: Path, pairs: list[Pair]) -> tuple[Any, list[Any]]:
+    """The student with it, and lessons."""
+    base, tokenizer = load_checkpoint(student, "float32")
+    encoded, _ = encode_pairs(tokenizer, pairs[:24], 512)
+    return PeftModel.from_pretrained(base, small), encoded
+
+
+def test_what_the_answers_do_not_depend_on_is_left_out_first(
+    trained: tuple[Any, list[Any]], small: Path, tmp_path: Path
+) -> None:
+    model, lessons = trained
+    curvatures = module_curvature(model, lessons)
+    assert curvatures.keys() == Directions(small).modules.keys()
+    assert not any(parameter.grad is not None for parameter in model.parameters())
+    batches = list(batches_of(lessons, 2048, 0))
+
+    def answers(name: str) -> list[Any]:
+        model.set_adapter(name)
+        model.eval()
+        with torch.no_grad():
+            return [torch.log_softmax(supervised_logits(model, batch)[0], -1) for batch in batches]
+
+    def lost(name: str) -> float:
+        pairs = zip(answers("default"), answers(name), strict=True)
+        return sum(float((whole.exp() * (whole - pruned)).sum()) for whole, pruned in pairs)
+
+    for name, directions in (("size", Directions(small)), ("worth", Directions(small, curvatures))):
+        _, removed = directions.write(tmp_path / name, 0.7)
+        assert 0.7 <= removed < 0.8
+        model.load_adapter(tmp_path / name, name)
+    by_worth, by_size = lost("worth"), lost("size")
+    assert 0 < by_worth < 0.7 * by_size, (by_worth, by_size)
+
+
+def test_weighed_directions_together_are_the_same_adapter(
+    trained: tuple[Any, list[Any]], small: Path, tmp_path: Path
+) -> None:
+    Directions(small, module_curvature(*trained, tokens=500)).write(tmp_path / "out", 0.0)
+    pruned = products(tmp_path / "out")
+    for name, product in products(small).items():
+        assert (pruned[name] - product).norm() < 1e-3 * product.norm()
+    kept = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert max(float(tensor.abs().max()) for tensor in kept.values()) < 1e3, "F16 holds them"
 
 
 def test_a_share_that_leaves_nothing_is_refused(low_rank: Path, tmp_path: Path) -> None:
