@@ -280,7 +280,8 @@ class ModifiersConfig(Section):
     rank: Mapping[ModifierName, Count] = {"code": 16, "reasoning": 16, "automation": 16}
     """Of each adapter, in place of the ranks in ``training``; alpha is twice it."""
     prune_shares: tuple[Annotated[float, Field(ge=0, lt=1)], ...] = Field(
-        (0.85, 0.78, 0.7, 0.6), description="shares of an adapter's weights to leave out: the largest that holds prune_keeps"
+        (0.85, 0.78, 0.7, 0.6),
+        description="shares of an adapter's weights to leave out: the largest that holds prune_keeps",
     )
     prune_keeps: Share = Field(0.95, description="share of the adapter's gain in validation loss that must stay")
     training: LoraConfig = LoraConfig(
