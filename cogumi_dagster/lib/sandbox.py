@@ -182,9 +182,11 @@ def _probe_note() -> str:
 def _mounts(interpreter: Path, prlimit: str) -> list[str]:
     """The interpreter, its standard library and the shared libraries; no shell, no /proc, no /dev, no /etc, and of
     installed packages nothing: a benchmark's answers are in one."""
-    own = interpreter.parent.parent / "lib"
-    wanted = [*_shared(Path("/lib")), *_shared(Path("/usr/lib")), Path("/lib64"), Path("/usr/lib64")]
-    wanted += [module.parent for module in own.glob("python3*/os.py")] + [*own.glob("libpython3*.so*"), interpreter]
+    system, own = Path("/usr/lib"), interpreter.parent.parent / "lib"
+    wanted = [*_shared(Path("/lib")), *_shared(system), Path("/lib64"), Path("/usr/lib64")]
+    # An interpreter of its own prefix brings shared libraries along; beside the system's lies the whole system.
+    wanted += [module.parent for module in own.glob("python3*/os.py")] if own == system else [own]
+    wanted.append(interpreter)
     mounts: list[str] = []
     for path in dict.fromkeys([*wanted, Path(prlimit)]):
         if path.is_symlink() and path.parent == Path("/"):

@@ -104,8 +104,8 @@ class ModifierReport:
 
     The gate has two sides. Repair: McNemar's exact test finds more repairs than breaks (p < 0.05), and the interval of
     the repaired share lies above the noise floor's. No regression: that test finds more breaks neither here nor on a
-    public benchmark, nor among the ``steady`` successes more than a re-run of the base breaks; without re-runs, the
-    interval of the broken share does not lie above ``ALLOWED_BREAKS``.
+    public benchmark, nor among the ``steady`` successes more than a re-run of the base breaks, and the interval of the
+    broken share does not lie above what is allowed: the floor's, or without re-runs ``ALLOWED_BREAKS``.
     """
 
     tasks: int
@@ -240,11 +240,12 @@ def compare(
     p_value = mcnemar(repaired, broken)
     improves = repaired > broken and p_value < SIGNIFICANCE
     regresses = (broken > repaired and p_value < SIGNIFICANCE) or any(row.regresses for row in benchmarks)
-    if noise is None or steady is None:
-        regresses |= bool(of_successes) and wilson(broken, len(of_successes))[0] > ALLOWED_BREAKS
-    else:
+    allowed = ALLOWED_BREAKS
+    if noise is not None and steady is not None:
+        allowed = noise.broken.interval[1]
         improves &= _share(of_failures).interval[0] > noise.repaired.interval[1]
         regresses |= steady.modified.successes < steady.again.successes and steady.p_value < SIGNIFICANCE
+    regresses |= bool(of_successes) and wilson(broken, len(of_successes))[0] > allowed
     first: Mapping[str, Proportion] = by_family(base)
     second = by_family(modified)
     return ModifierReport(

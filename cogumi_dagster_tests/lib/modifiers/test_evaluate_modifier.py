@@ -142,6 +142,15 @@ def test_luck_that_the_base_loses_again_hides_no_regression() -> None:
     assert report.improves and report.regresses and not report.gate_passed
 
 
+def test_all_luck_broken_is_more_than_the_base_loses_of_it() -> None:
+    """No success is steady, so that only the floor of all of them can tell."""
+    base = answers([True] * 20 + [False] * 120)
+    again = [answers([n % 2 == run for n in range(20)] + [False] * 120) for run in range(2)]
+    report = compare(base, answers([False] * 20 + [True] * 110 + [False] * 10), again, split="test")
+    assert report.steady is not None and report.steady.again.successes == 0
+    assert report.improves and report.regresses and not report.gate_passed
+
+
 def test_what_breaks_on_a_public_benchmark_closes_the_gate() -> None:
     base, modified = pattern(both=99, repaired=60, broken=1, neither=40)
     for repaired, broken, opens in ((0, 7, False), (0, 5, True), (7, 0, True)):

@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,21 +30,28 @@ def products(folder: Path) -> dict[str, Any]:
     return found
 
 
-@pytest.fixture
-def low_rank(adapter: Path, tmp_path: Path) -> Path:
-    """An adapter whose modules have one strong direction each, the others weak."""
-    folder = tmp_path / "low"
+def redrawn(adapter: Path, folder: Path, values: Callable[[str, Any, torch.Generator], Any]) -> Path:
+    """The adapter with other weights: (name, shape, draw) -> tensor."""
     folder.mkdir()
     (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
     draw = torch.Generator().manual_seed(0)
-    tensors = {}
-    for name, tensor in load_file(adapter / "adapter_model.safetensors").items():
-        values = 0.01 * torch.randn(tensor.shape, generator=draw)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    drawn = {name: values(name, tensor.shape, draw) for name, tensor in tensors.items()}
+    save_file(drawn, folder / "adapter_model.safetensors")
+    return folder
+
+
+@pytest.fixture
+def low_rank(adapter: Path, tmp_path: Path) -> Path:
+    """An adapter whose modules have one strong direction each, the others weak."""
+
+    def strong_and_weak(name: str, shape: Any, draw: torch.Generator) -> Any:
+        values = 0.01 * torch.randn(shape, generator=draw)
         strong = values[0] if ".lora_A." in name else values[:, 0]
         strong.copy_(torch.randn(strong.shape, generator=draw))
-        tensors[name] = values
-    save_file(tensors, folder / "adapter_model.safetensors")
-    return folder
+        return values
+
+    return redrawn(adapter, tmp_path / "low", strong_and_weak)
 
 
 def test_the_strong_directions_stay(low_rank: Path, tmp_path: Path) -> None:
@@ -111,14 +119,7 @@ def test_the_largest_share_that_keeps_the_gain_is_taken(
 @pytest.fixture
 def small(adapter: Path, tmp_path: Path) -> Path:
     """An adapter that changes answers a little, in directions of one size."""
-    folder = tmp_path / "small"
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text())
-    draw = torch.Generator().manual_seed(0)
-    tensors = load_file(adapter / "adapter_model.safetensors")
-    drawn = {name: 0.05 * torch.randn(tensor.shape, generator=draw) for name, tensor in tensors.items()}
-    save_file(drawn, folder / "adapter_model.safetensors")
-    return folder
+    return redrawn(adapter, tmp_path / "small", lambda _, shape, draw: 0.05 * torch.randn(shape, generator=draw))
 
 
 @pytest.fixture
