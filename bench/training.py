@@ -1,20 +1,20 @@
 """LoRA training: ours against a plain padded transformers.Trainer, and learning rates against each other.
 
-    python bench/training.py speed [FILE ...] [--steps 6] [--rounds 2] [--four-bit] [--checkpoint DIR]
+    python bench/training.py speed [FILE ...] [--steps 6] [--rounds 2] [--batch 8] [--four-bit] [--checkpoint DIR]
     python bench/training.py rates [FILE ...] [--steps 30] [--rates 5e-6 5e-5 2e-4 5e-4 1e-3]
 
 ``speed`` runs both on the same examples in the same process, in turn, and prints tokens (prompt and answer, no padding)
 a second and the share of the machine's matrix-product rate. Trainer is as most people write it: LoRA by PEFT, batches
-of 8, padded to the longest, answers only in the labels; with ``--four-bit`` both train on NF4 weights. ``rates``
-trains the student anew with each rate and prints the validation loss. FILES are any that ``cogumi curate`` reads;
-without them the packaged tasks are used.
+of so many examples, padded to the longest, answers only in the labels; with ``--four-bit`` both train on NF4 weights.
+``rates`` trains the student anew with each rate and prints the validation loss. FILES are any that ``cogumi curate``
+reads; without them the packaged tasks are used.
 """
 
 import argparse
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import chain, islice
+from itertools import chain, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ from cogumi_dagster.lib.training.flops import matmul_rate
 from cogumi_dagster.lib.training.lora import ATTENTION, FEED_FORWARD, train_lora
 from cogumi_dagster.lib.training.precision import compute_dtype, resolve_device
 from cogumi_dagster.lib.training.student import import_student
-
-BATCH = 8
 
 
 def examples(files: Sequence[str], count: int) -> list[Pair]:
@@ -41,7 +39,9 @@ def examples(files: Sequence[str], count: int) -> list[Pair]:
     return [Pair(task.prompt, task.solution, task.domain) for task in tasks if task.solution]
 
 
-def trainer_speed(checkpoint: Path, encoded: Sequence[Encoded], config: LoraConfig, steps: int, device: str) -> float:
+def trainer_speed(
+    checkpoint: Path, encoded: Sequence[Encoded], config: LoraConfig, steps: int, batch: int, device: str
+) -> float:
     """Tokens a second of a Trainer, its model's loading left out."""
     import torch
     from peft import LoraConfig as PeftLora
@@ -81,7 +81,7 @@ def trainer_speed(checkpoint: Path, encoded: Sequence[Encoded], config: LoraConf
             "attention_mask": [1] * len(item.ids),
             "labels": [-100] * item.answer_start + list(item.ids[item.answer_start :]),
         }
-        for item in encoded[: (steps + 1) * BATCH]
+        for item in islice(cycle(encoded), (steps + 1) * batch)
     ]
     times: list[float] = []
 
@@ -90,6 +90,8 @@ def trainer_speed(checkpoint: Path, encoded: Sequence[Encoded], config: LoraConf
             times.append(time.perf_counter())
 
         def on_step_end(self, *args: Any, **kwargs: Any) -> None:
+            if device.startswith("cuda"):
+                torch.cuda.synchronize()
             times.append(time.perf_counter())
 
     class InOrder(Trainer):
@@ -100,7 +102,7 @@ def trainer_speed(checkpoint: Path, encoded: Sequence[Encoded], config: LoraConf
         InOrder(
             model=model,
             args=TrainingArguments(
-                scratch, per_device_train_batch_size=BATCH, max_steps=steps + 1, learning_rate=config.learning_rate,
+                scratch, per_device_train_batch_size=batch, max_steps=steps + 1, learning_rate=config.learning_rate,
                 report_to=[], save_strategy="no", logging_strategy="no", disable_tqdm=True,
                 use_cpu=not device.startswith("cuda"), dataloader_pin_memory=False,
             ),
@@ -109,7 +111,7 @@ def trainer_speed(checkpoint: Path, encoded: Sequence[Encoded], config: LoraConf
             callbacks=[Clock()],
         ).train()  # fmt: skip
     seconds = sum(end - start for start, end in zip(times[2::2], times[3::2], strict=True))  # the first warms up
-    return sum(len(row["input_ids"]) for row in rows[BATCH:]) / seconds
+    return sum(len(row["input_ids"]) for row in rows[batch:]) / seconds
 
 
 def our_speed(checkpoint: Path, pairs: Sequence[Pair], config: LoraConfig, device: str) -> tuple[float, float]:
@@ -133,7 +135,7 @@ def speed(checkpoint: Path, pairs: list[Pair], arguments: argparse.Namespace) ->
     answers = sum(len(item.ids) - item.answer_start for item in encoded) / len(encoded)
     config = LoraConfig(
         rank_attention=16, rank_feed_forward=16, alpha=32, dropout=0.0, max_steps=arguments.steps + 1, epochs=50,
-        batch_tokens=max(512, round(BATCH * mean)), load_in_4bit=arguments.four_bit,
+        batch_tokens=max(512, round(arguments.batch * mean)), load_in_4bit=arguments.four_bit,
     )  # fmt: skip
     dtype = compute_dtype(device)
     rate = matmul_rate(device, dtype, rows=1024, inner=shape.hidden_size, columns=shape.intermediate_size, seconds=2)
@@ -144,7 +146,7 @@ def speed(checkpoint: Path, pairs: list[Pair], arguments: argparse.Namespace) ->
     )
     ratios = []
     for number in range(arguments.rounds):
-        theirs = trainer_speed(checkpoint, encoded, config, arguments.steps, device)
+        theirs = trainer_speed(checkpoint, encoded, config, arguments.steps, arguments.batch, device)
         ours, share = our_speed(checkpoint, [pairs[item.index] for item in encoded], config, device)
         ratios.append(ours / theirs)
         print(
@@ -180,6 +182,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8, help="examples of a step")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rates", type=float, nargs="+", default=[5e-6, 5e-5, 2e-4, 5e-4, 1e-3])
     parser.add_argument("--four-bit", action="store_true")

@@ -22,7 +22,7 @@ from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 from cogumi_dagster.lib.training.loop import Loop
 from cogumi_dagster.lib.training.merge import answer_logits as padded_logits
 from cogumi_dagster.lib.training.merge import perplexity_of
-from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for, pack, rows_of, shares_beginnings
+from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for_packed_rows, pack, rows_of
 from cogumi_dagster.lib.training.precision import mixed_precision
 from cogumi_dagster.lib.training.student import save_checkpoint
 from cogumi_dagster.lib.training.workers import Workers
@@ -186,9 +186,9 @@ def _as_training(config: RecoveryConfig) -> LoraConfig:
 
 @contextmanager
 def packed_rows(model: Any) -> Iterator[None]:
-    """Attention for packed rows, for as long as it lasts. The models are in float32, which flash-attention refuses."""
+    """Attention for packed rows, for as long as it lasts."""
     before = model.config._attn_implementation
-    model.set_attn_implementation(attention_for("cpu"))
+    model.set_attn_implementation(attention_for_packed_rows())
     try:
         yield
     finally:
@@ -210,7 +210,7 @@ def _hardest(model: Any, encoded: Sequence[Encoded], config: RecoveryConfig) -> 
     model.eval()
     with torch.no_grad(), mixed_precision(model.device.type):
         for row in rows_of(candidates, max(1024, *(len(item.ids) for item in candidates))):
-            packed = pack(row, share=shares_beginnings(model))
+            packed = pack(row)
             logits = answer_logits(model, packed)
             each = torch.nn.functional.cross_entropy(logits, packed.targets.to(logits.device), reduction="none").cpu()
             answers = each.split([len(item.ids) - item.answer_start for item in row])

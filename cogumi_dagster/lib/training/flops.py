@@ -7,8 +7,8 @@ from typing import Any
 from cogumi_dagster.lib.training.batches import Encoded
 
 
-def step_flops(model: Any, items: Sequence[Encoded], *, checkpointing: bool, shared: int = 0) -> float:
-    """Operations of one optimizer step of a LoRA on ``items``; a multiply-add is two.
+def step_flops(model: Any, items: Sequence[Encoded], trained: int, *, checkpointing: bool, shared: int = 0) -> float:
+    """Operations of one optimizer step of a LoRA of ``trained`` parameters on ``items``; a multiply-add is two.
 
     Frozen weights cost 2 a token forward and 2 backward (gradients of inputs only), trained ones 2 and 4;
     causal attention 2 x length x width forward and twice that backward, a layer; the head only where a token is
@@ -16,7 +16,6 @@ def step_flops(model: Any, items: Sequence[Encoded], *, checkpointing: bool, sha
     """
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     config = causal.config
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width = config.num_attention_heads * getattr(config, "head_dim", config.hidden_size // config.num_attention_heads)
     frozen = config.num_hidden_layers * (
         2 * config.hidden_size * width

@@ -28,7 +28,6 @@ from cogumi_dagster.lib.training.packing import (
     pack,
     rows_of,
     schedule,
-    shares_beginnings,
     skip_positions,
 )
 from cogumi_dagster.lib.training.workers import Workers
@@ -52,7 +51,7 @@ def evaluation_loss(model: Any, encoded: Sequence[Encoded], row_tokens: int, wor
     longest = max(len(item.ids) for item in encoded)
     with torch.no_grad():
         for row in workers.share(rows_of(encoded, max(row_tokens, longest))):
-            packed = pack(row, share=shares_beginnings(model))
+            packed = pack(row)
             total += torch.tensor([float(answer_losses(model, packed)), packed.supervised], dtype=torch.float64)
     model.train()
     workers.sum([total])
@@ -89,6 +88,7 @@ class Loop:
         self.losses, self.after_step, self.section = losses or answer_losses, after_step, section
         self.steps = schedule(encoded, config.batch_tokens, config.epochs, config.max_steps, seed)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in self.parameters)
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=config.learning_rate, weight_decay=config.weight_decay, betas=(0.9, 0.999), fused=True
         )
@@ -157,7 +157,9 @@ class Loop:
             "gradient_norm": norm,
             "tokens": sum(len(item.ids) for item in items),
             "supervised": sum(len(item.ids) - item.answer_start for item in items),
-            "flops": step_flops(self.model, items, checkpointing=self.config.gradient_checkpointing, shared=self.saved),
+            "flops": step_flops(
+                self.model, items, self.trained, checkpointing=self.config.gradient_checkpointing, shared=self.saved
+            ),
             "seconds": time.perf_counter() - started,
         }
 
@@ -200,7 +202,7 @@ class Loop:
         room = max(longest, min(self.row_tokens, -(-tokens // self.workers.count)))
         total = torch.zeros(2, dtype=torch.float64)  # loss, tokens saved by sharing
         for row in self.workers.share(rows_of(items, room)):
-            packed = pack(row, share=shares_beginnings(self.model))
+            packed = pack(row)
             loss = self.losses(self.model, packed) / supervised
             loss.backward()
             total += torch.tensor([float(loss.detach()), packed.saved], dtype=torch.float64)

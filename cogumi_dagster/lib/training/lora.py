@@ -15,7 +15,7 @@ from cogumi_dagster.lib.training.flops import matmul_rate
 from cogumi_dagster.lib.training.fused_lora import fuse_lora
 from cogumi_dagster.lib.training.loop import Loop, evaluation_loss
 from cogumi_dagster.lib.training.memory import PeakMemory, fits_unpacked, memory_limit
-from cogumi_dagster.lib.training.packing import MOST_SKIPS, attention_for
+from cogumi_dagster.lib.training.packing import MOST_SKIPS, attention_for_packed_rows
 from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.workers import Workers
 
@@ -82,7 +82,7 @@ def load_base(checkpoint: Path, *, four_bit: bool, device: str) -> tuple[Any, An
         dtype=dtype,
         quantization_config=quantization,
         device_map={"": device},
-        attn_implementation=attention_for(device),
+        attn_implementation=attention_for_packed_rows(),
         local_files_only=True,
     )
     model.config.use_cache = False
@@ -220,7 +220,7 @@ def _report(
         stopped_early=loop.stopped_early,
         tokens=int(sum(row["tokens"] for row in rows)),
         supervised_tokens=int(sum(row["supervised"] for row in rows)),
-        trainable_parameters=sum(p.numel() for p in loop.parameters),
+        trainable_parameters=loop.trained,
         loss_first=sum(losses[:fifth]) / fifth,
         loss_last=sum(losses[-fifth:]) / fifth,
         validation_loss_before=before,

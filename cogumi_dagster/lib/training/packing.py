@@ -1,9 +1,8 @@
 """Sample packing: examples end to end in one row, no padding, and none sees another.
 
-Each example keeps the positions and the attention that it would have alone: the model is told where
-the examples begin (``cu_seq_lens``, as flash-attention's variable-length kernels take it), and where
-those kernels are not installed, attention is computed example by example. That is also less work than
-a masked square: attention is quadratic in an example's length instead of the row's.
+Each example keeps the positions and the attention that it would have alone: on a GPU by torch's kernel for sequences
+of any lengths, elsewhere example by example. That is also less work than a masked square: attention is quadratic in an
+example's length instead of the row's.
 
 What all examples of a row begin with (the template's system prompt, a fifth of a short example) is in
 the row once: every example attends to it, and its gradient is the sum of theirs, as if each had its own.
@@ -64,13 +63,7 @@ class Packed:
         return int(self.targets.numel())
 
 
-def shares_beginnings(model: Any) -> bool:
-    """Whether the model's attention is ours, which can; flash-attention's kernels cannot."""
-    causal = model.get_base_model() if hasattr(model, "get_base_model") else model
-    return bool(causal.config._attn_implementation == PACKED_ATTENTION)
-
-
-def pack(items: Sequence[Encoded], *, share: bool = False) -> Packed:
+def pack(items: Sequence[Encoded], *, share: bool = True) -> Packed:
     """``share``: what all begin with is in the row once, and the row is filled to a multiple of ``ROW_MULTIPLE``.
 
     Raises:
@@ -152,24 +145,65 @@ def _predicting_states(model: Any, packed: Packed) -> tuple[Any, Any]:
     Logits are computed where a token is supervised only: with a vocabulary of 49,152 and a hidden size of 576 they
     would otherwise be half of the work.
     """
-    import torch
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
     device = causal.get_input_embeddings().weight.device
-    bounds = torch.tensor(packed.bounds, dtype=torch.int32, device=device)
-    longest = max(end - start for start, end in pairwise(packed.bounds))
     hidden = causal.model(
         input_ids=packed.ids.to(device),
         position_ids=packed.positions.to(device),
         use_cache=False,
-        cu_seq_lens_q=bounds,
-        cu_seq_lens_k=bounds,
-        max_length_q=longest,
-        max_length_k=longest,
         bounds=packed.bounds,
         shared=packed.shared,
+        segments=segments_of(packed.bounds, packed.shared, device) if device.type == "cuda" else None,
     ).last_hidden_state
     return causal.lm_head, hidden[0, packed.predicting.to(device)]
+
+
+@dataclass(frozen=True)
+class Segments:
+    """What a row's attention reads, for a kernel of sequences of any lengths.
+
+    ``queries`` and ``keys`` (segments + 1,): where each segment's begin among all; the last keys of a segment are its
+    queries. ``places`` (all keys,): where in the row each key is, or None where the keys are the row.
+    """
+
+    queries: Any
+    keys: Any
+    longest_queries: int
+    longest_keys: int
+    places: Any
+
+
+def segments_of(bounds: Sequence[int], shared: int, device: Any) -> Segments:
+    """The shared beginning, where there is one, reads itself; each example reads it and itself."""
+    import torch
+
+    own = list(pairwise(bounds))
+    if shared:
+        read = [range(shared), *((*range(shared), *range(start, end)) for start, end in own)]
+        own.insert(0, (0, shared))
+    else:
+        read = [range(start, end) for start, end in own]
+
+    def ends(sizes: Sequence[int]) -> Any:
+        return torch.tensor([0, *accumulate(sizes)], dtype=torch.int32, device=device)
+
+    asked, seen = [end - start for start, end in own], [len(places) for places in read]
+    places = torch.tensor([place for one in read for place in one], device=device) if shared else None
+    return Segments(ends(asked), ends(seen), max(asked), max(seen), places)
+
+
+def _on_gpu(query: Any, key: Any, value: Any, segments: Segments, scaling: float) -> Any:
+    """(tokens, heads, size) of a whole row, in one kernel forward and one backward."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = (side[0].transpose(0, 1).to(value.dtype) for side in (query, key, value))
+    if segments.places is not None:
+        key, value = key[segments.places], value[segments.places]
+    return varlen_attn(
+        query.contiguous(), key.contiguous(), value.contiguous(), segments.queries, segments.keys,
+        segments.longest_queries, segments.longest_keys, scale=scaling, window_size=(-1, 0),
+    )  # fmt: skip
 
 
 def packed_attention(
@@ -182,6 +216,7 @@ def packed_attention(
     dropout: float = 0.0,
     bounds: tuple[int, ...] | None = None,
     shared: int = 0,
+    segments: Segments | None = None,
     **_: Any,
 ) -> tuple[Any, None]:
     """Causal attention within each example and to the shared beginning. (1, heads, tokens, size) each; returns
@@ -194,6 +229,9 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (side.repeat_interleave(groups, dim=1) for side in (key, value))
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if segments is not None and not dropout and has_flash_attention(value):
+        return _on_gpu(query, key, value, segments, scaling)[None], None
     sizes = [end - start for start, end in pairwise(bounds or (0, query.shape[2]))]
     if shared:
         sizes.insert(0, shared)
@@ -202,9 +240,7 @@ def packed_attention(
     if shared:
         beginning, *own = examples
         examples = [tuple(torch.cat(both, dim=2) for both in zip(beginning, one, strict=True)) for one in own]
-    parts = [
-        _attention(q, k, v, query.shape[-1] ** -0.5 if scaling is None else scaling, dropout) for q, k, v in examples
-    ]
+    parts = [_attention(q, k, v, scaling, dropout) for q, k, v in examples]
     if shared:  # every example has computed the beginning, and alike
         parts = [parts[0][:, :, :shared], *(part[:, :, shared:] for part in parts)]
     return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
@@ -243,13 +279,19 @@ def _future(tokens: int) -> Any:
     return torch.full((tokens, tokens), float("-inf"), dtype=torch.float32, device="cpu").triu(1)
 
 
-def attention_for(device: str) -> str:
-    """The attention to load a model with for packed training: flash-attention on a GPU that has it, else ours."""
-    from transformers import AttentionInterface
-    from transformers.utils import is_flash_attn_2_available
+def has_flash_attention(value: Any) -> bool:
+    """Whether torch's flash-attention kernels take a tensor: 16 bit, on a GPU of Ampere's generation or later."""
+    import torch
 
-    if device.startswith("cuda") and is_flash_attn_2_available():
-        return "flash_attention_2"
+    if value.device.type != "cuda" or value.dtype not in (torch.bfloat16, torch.float16):
+        return False
+    return torch.cuda.get_device_capability(value.device) >= (8, 0)
+
+
+def attention_for_packed_rows() -> str:
+    """The attention to load a model with whose rows are packed."""
+    from transformers import AttentionInterface
+
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     return PACKED_ATTENTION
 

@@ -64,7 +64,7 @@ def test_losses_in_mixed_precision_are_those_of_float32(
         monkeypatch.setattr("cogumi_dagster.lib.training.precision.compute_dtype", lambda device: precision)
         model, tokenizer = load_sound(pruned)
         teacher, _ = load_sound(student)
-        packed = pack(encode_pairs(tokenizer, pairs[:6], 512)[0], share=True)
+        packed = pack(encode_pairs(tokenizer, pairs[:6], 512)[0])
         with packed_rows(model), packed_rows(teacher):
             loss = module._losses(model, teacher, packed, 0.5)
             loss.backward()

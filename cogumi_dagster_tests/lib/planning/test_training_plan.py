@@ -52,7 +52,9 @@ def adapted(checkpoint: Path, config: LoraConfig) -> Any:
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_operations_are_those_that_training_counts(student: Path, lora_config: LoraConfig, checkpointing: bool) -> None:
     items: Sequence[Encoded] = [Encoded(tuple(range(80)), 50, 0) for _ in range(3)]
-    counted = step_flops(adapted(student, lora_config), items, checkpointing=checkpointing)
+    model = adapted(student, lora_config)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    counted = step_flops(model, items, trained, checkpointing=checkpointing)
     texts = Texts(examples=3, tokens=80.0, answer_tokens=30.0)
     planned = 240 * flops_per_token(read_folder(student), lora_config, texts, checkpointing=checkpointing)
     assert planned == pytest.approx(counted)

@@ -22,6 +22,7 @@ from cogumi_dagster.lib.training.packing import (
     packed_attention,
     rows_of,
     schedule,
+    segments_of,
     skip_positions,
     steps_of,
 )
@@ -50,10 +51,10 @@ def test_packed_and_unpacked_losses_are_equal(loaded: tuple[Any, Any], student: 
     plain, _ = load_checkpoint(student, "float32")  # transformers' own attention, one example a row, padded
     encoded = encode_pairs(tokenizer, pairs, 512)[0]
     with torch.no_grad():
-        packed = pack(encoded)
+        packed = pack(encoded, share=False)
         together = float(answer_losses(model, packed))
         alone = sum(float(answer_losses(model, pack([item]))) for item in encoded)
-        once = pack(encoded, share=True)
+        once = pack(encoded)
         shared = float(answer_losses(model, once))
         padded = collate(encoded, tokenizer.pad_token_id)
         theirs = float(padded_loss(plain, padded)) * padded.supervised
@@ -86,8 +87,8 @@ def test_gradients_are_those_of_the_padded_batch(student: Path, pairs: list[Pair
     encoded = encode_pairs(tokenizer, pairs[:6], 512)[0]
     found = []
     for chosen, loss in (
+        (model, lambda: answer_losses(model, pack(encoded, share=False)) / pack(encoded).supervised),
         (model, lambda: answer_losses(model, pack(encoded)) / pack(encoded).supervised),
-        (model, lambda: answer_losses(model, pack(encoded, share=True)) / pack(encoded).supervised),
         (plain, lambda: padded_loss(plain, collate(encoded, tokenizer.pad_token_id))),
     ):
         weight = chosen.model.layers[0].self_attn.k_proj.weight
@@ -114,6 +115,28 @@ def test_short_examples_in_bfloat16_are_as_exact_as_the_kernel_s(length: int) ->
     for side, true in zip(sides, exact, strict=True):
         assert side.grad is not None and true.grad is not None
         assert (side.grad - true.grad).norm() < 0.01 * true.grad.norm()
+
+
+@pytest.mark.parametrize("shared", [0, 17])
+def test_a_kernel_of_segments_would_read_what_each_example_does(shared: int) -> None:
+    """What a GPU's kernel is given, computed here segment by segment: the last keys of each are its queries."""
+    import torch
+
+    torch.manual_seed(0)
+    bounds = tuple(shared + end for end in (0, 5, 40, 41, 64))
+    q, k, v = (torch.randn(1, 3, bounds[-1], 16, dtype=torch.float64) for _ in range(3))
+    wanted, _ = packed_attention(None, q, k, v, None, bounds=bounds, shared=shared)
+    segments = segments_of(bounds, shared, "cpu")
+    places = range(bounds[-1]) if segments.places is None else segments.places
+    k, v = k[:, :, places], v[:, :, places]
+    assert segments.queries[-1] == bounds[-1] and segments.keys[-1] == k.shape[2]
+    found = []
+    for (asks, asked), (sees, seen) in zip(pairwise(segments.queries), pairwise(segments.keys), strict=True):
+        assert asked - asks <= segments.longest_queries and seen - sees <= segments.longest_keys
+        scores = q[:, :, asks:asked] @ k[:, :, sees:seen].transpose(2, 3) / 4
+        future = torch.ones(scores.shape[2:], dtype=torch.bool).triu(1 + seen - sees - asked + asks)
+        found.append(scores.masked_fill(future, -torch.inf).softmax(-1) @ v[:, :, sees:seen])
+    torch.testing.assert_close(torch.cat(found, 2).transpose(1, 2), wanted)
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 32, BLOCK, 2 * BLOCK + 33])
@@ -153,7 +176,7 @@ def test_rows_of_other_lengths_multiply_matrices_of_the_same_sizes(student: Path
     found = []
     for lengths in ([40, 50], [33, 64], [61, 37]):
         seen: set[Any] = set()
-        row = pack([replace(item, answer_start=9 + item.index) for item in items(lengths)], share=True)
+        row = pack([replace(item, answer_start=9 + item.index) for item in items(lengths)])
         with Sizes():
             answer_losses(model, row).backward()
         found.append(seen)
@@ -163,15 +186,15 @@ def test_rows_of_other_lengths_multiply_matrices_of_the_same_sizes(student: Path
 def test_only_a_beginning_that_all_have_and_no_answer_is_shared() -> None:
     long = tuple(range(20))
     one, two = Encoded((*long, 31, 32, 33), 21, 0), Encoded((*long, 41, 42), 21, 1)
-    row = pack([one, two], share=True)
+    row = pack([one, two])
     assert (row.shared, row.saved, row.bounds) == (20, 20, (20, 23, 25, 128))
     assert row.ids[:, : row.tokens].tolist() == [[*long, 31, 32, 33, 41, 42]]
     assert row.positions[:, : row.tokens].tolist() == [[*range(20), 20, 21, 22, 20, 21]]
     assert row.predicting.tolist() == [20, 21, 23] and row.targets.tolist() == [32, 33, 42]
     same = Encoded((*long, 31), 20, 2)
-    assert pack([same, same], share=True).shared == 19, "the last token of the prompt predicts, for each its own"
-    assert pack([one], share=True).shared == pack([one, two]).shared == 0
-    assert pack([one, Encoded((*long[:7], 5, 6), 8, 3)], share=True).shared == 0, "too short to be worth it"
+    assert pack([same, same]).shared == 19, "the last token of the prompt predicts, for each its own"
+    assert pack([one]).shared == pack([one, two], share=False).shared == 0
+    assert pack([one, Encoded((*long[:7], 5, 6), 8, 3)]).shared == 0, "too short to be worth it"
 
 
 @given(st.integers(3, 60), st.integers(1, 40), st.integers(0, 70), st.integers())
@@ -190,10 +213,10 @@ def test_skips_only_ever_lengthen_distances(length: int, most: int, after: int, 
 def test_positions_are_an_example_s_own_after_what_is_shared() -> None:
     long = tuple(range(20))
     one, two = Encoded((*long, 31, 32, 33), 21, 0), Encoded((*long, 41, 42), 21, 1, (*range(12), *range(15, 25)))
-    row = pack([one, two], share=True)
+    row = pack([one, two])
     assert row.shared == 12, "what has other positions is not the same"
     assert row.positions[:, : row.tokens].tolist() == [[*range(12), *range(12, 23), *range(15, 25)]]
-    assert pack([two, one]).positions.tolist() == [[*two.positions, *range(23)]]
+    assert pack([two, one], share=False).positions.tolist() == [[*two.positions, *range(23)]]
 
 
 def test_a_row_without_supervised_tokens_is_refused() -> None:

@@ -18,7 +18,7 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_multiplies_it(
 
 
 def test_a_numbered_gpu_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     assert compute_dtype("cuda:0") == compute_dtype("cuda") == torch.bfloat16
