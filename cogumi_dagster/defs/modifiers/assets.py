@@ -20,6 +20,7 @@ from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageRe
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, taught, train_on_served_weights
+from cogumi_dagster.lib.progress import in_parts
 from cogumi_dagster.lib.routing.examples import router_tasks, system_tasks
 from cogumi_dagster.lib.tasks import family_version, verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -112,6 +113,8 @@ def cascade_examples(step: Step) -> CascadeReport:
     teaching, modifiers = step.profile.teaching, step.profile.modifiers
     tasks = [Task.from_json(row["task"]) for row in read_jsonl(step.path("domain_failures") / "failures.jsonl")]
     clusters = {r["task_id"]: r["cluster"] for r in read_jsonl(step.path("failure_patterns") / "assignments.jsonl")}
+    each = modifiers.siblings.get(step.name, 0)  # type: ignore[call-overload]
+    part = in_parts(step.progress, (1 + each) * len(tasks))
     with step.teachers.journal(step.store.root, step.run_id) as journal, step.teachers.local() as local:
         rows, report = run_cascade(
             tasks,
@@ -127,16 +130,17 @@ def cascade_examples(step: Step) -> CascadeReport:
             cap_usd=teaching.max_usd_per_run,
             on_doubt=teaching.on_doubt,
             engine_version=package_version(),
-            progress=step.progress,
+            progress=part(len(tasks)),
         )
     write_jsonl(step.out / ROWS, (dict(row) for row in rows))
     siblings = sibling_lessons(
         tasks,
         clusters,
-        modifiers.siblings.get(step.name, 0),  # type: ignore[call-overload]
+        each,
         known={task.id for task in tasks} | {row["task"]["id"] for row in _successes(step)},
         held_out=_kept_apart(step),
         seed=step.profile.seed,
+        progress=part(each * len(tasks)),
     )
     if siblings:
         write_jsonl(step.out / SIBLINGS, siblings)

@@ -4,14 +4,20 @@ A failed task and its answer are one example of what is to be learned, and a fam
 number of them. The base was not asked these; they are drawn in the proportion in which it failed.
 """
 
+import os
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
 from cogumi_dagster.lib.modifiers.near import NearDuplicates
+from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks import family_pool, verify
 from cogumi_dagster.lib.tasks.base import Difficulty, Task
+
+VERIFIED_AT_ONCE = 8
+"""Tasks for each core: code is run in a sandbox of its own, which is mostly waiting."""
 
 
 def sibling_lessons(
@@ -22,6 +28,7 @@ def sibling_lessons(
     known: Collection[str],
     held_out: Sequence[Task],
     seed: int,
+    progress: Progress = silent,
 ) -> list[dict[str, Any]]:
     """Up to ``each`` solved problems for every failure, as rows with task, response and the failure's cluster.
 
@@ -35,11 +42,17 @@ def sibling_lessons(
     for task in failures:
         kinds[task.family, task.difficulty].append(task)
     rows = []
+    begun = 0
     for (name, difficulty), failed in kinds.items():
         wanted = each * len(failed)
+        progress(begun, each * len(failures), f"more of {name}")
         drawn = near.past(family_pool(name, seed + 1))(2 * (wanted + len(failed)), difficulty)
-        new = (task for task in drawn if task.split == "train" and task.id not in taken and _solved(task))
-        chosen = list(islice(new, wanted))
+        new = (task for task in drawn if task.split == "train" and task.id not in taken)
+        chosen = []
+        for task in islice(_solved(new), wanted):
+            chosen.append(task)
+            progress(begun + len(chosen), each * len(failures), f"more of {name}")
+        begun += wanted
         taken |= {task.id for task in chosen}
         rows += [
             {"task": task.to_json(), "response": task.solution, "cluster": clusters[failed[at % len(failed)].id]}
@@ -48,5 +61,13 @@ def sibling_lessons(
     return rows
 
 
-def _solved(task: Task) -> bool:
+def _solved(tasks: Iterable[Task]) -> Iterator[Task]:
+    """Those whose own solution passes the verifier, in their order."""
+    at_once, waiting = VERIFIED_AT_ONCE * (os.cpu_count() or 1), iter(tasks)
+    with ThreadPoolExecutor(at_once) as pool:
+        while part := list(islice(waiting, at_once)):
+            yield from (task for task, passed in zip(part, pool.map(_passes, part), strict=True) if passed)
+
+
+def _passes(task: Task) -> bool:
     return task.solution is not None and verify(task, task.solution).passed is True

@@ -16,7 +16,11 @@ def test_siblings_are_new_solved_and_of_the_kinds_that_failed(modifier: str) -> 
     learned = training_tasks(modifier, 48, 3, held_out)
     failures = learned[::2]
     clusters = {task.id: place % 8 for place, task in enumerate(failures)}
-    rows = sibling_lessons(failures, clusters, 2, known={task.id for task in learned}, held_out=held_out, seed=3)
+    said: list[tuple[int, int]] = []
+    rows = sibling_lessons(
+        failures, clusters, 2, known={task.id for task in learned}, held_out=held_out, seed=3,
+        progress=lambda done, total, note: said.append((done, total)),
+    )  # fmt: skip
     tasks = [Task.from_json(row["task"]) for row in rows]
     ids = [task.id for task in tasks]
     assert len(set(ids)) == len(ids) and not set(ids) & {task.id for task in [*learned, *held_out]}
@@ -25,6 +29,7 @@ def test_siblings_are_new_solved_and_of_the_kinds_that_failed(modifier: str) -> 
     assert {task.split for task in tasks} == {"train"}
     failed, drawn = (Counter((task.family, task.difficulty) for task in group) for group in (failures, tasks))
     assert all(count <= 2 * failed[kind] for kind, count in drawn.items())
+    assert said == sorted(said) and len(rows) <= said[-1][0] <= said[-1][1] == 2 * len(failures)
     assert len(tasks) >= len(failures), "finite families give what they have"
     for row in rows:
         alike = {clusters[t.id] for t in failures if t.family == row["task"]["family"]}
