@@ -5,9 +5,9 @@
 
 ``speed`` runs both on the same examples in the same process, in turn, and prints tokens (prompt and answer, no padding)
 a second and the share of the machine's matrix-product rate. Trainer is as most people write it: LoRA by PEFT, batches
-of so many examples, padded to the longest, answers only in the labels; with ``--four-bit`` both train on NF4 weights.
-``rates`` trains the student anew with each rate and prints the validation loss. FILES are any that ``cogumi curate``
-reads; without them the packaged tasks are used.
+of ``--batch`` examples, padded to the longest, answers only in the labels; with ``--four-bit`` both train on NF4
+weights. ``rates`` trains the student anew with each rate and prints the validation loss. FILES are any that ``cogumi
+curate`` reads; without them the packaged tasks are used.
 """
 
 import argparse

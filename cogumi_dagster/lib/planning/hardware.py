@@ -11,10 +11,10 @@ import yaml
 ACCELERATORS = Path(__file__).resolve().parents[3] / "resources" / "hardware.yaml"
 THIS_MACHINE = "this machine"
 
-ACCELERATOR_UTILIZATION = 0.14
+ACCELERATOR_UTILIZATION = 0.19
 """Share of the data sheet's dense bf16 rate that LoRA training of a student of 1.2 billion parameters reached on an
-H100 (docs/results.md); 0.10 on NF4 weights. A larger one has more work in each kernel and reaches more (Llama 3's
-pretraining 0.38 to 0.43, arXiv 2407.21783, table 4), one under a billion less: 135M parameters 0.003."""
+H100 (docs/results.md), every token counted; 0.14 on NF4 weights. A larger one has more work in each kernel and reaches
+more (Llama 3's pretraining 0.38 to 0.43, arXiv 2407.21783), one under a billion less: 135M parameters 0.004."""
 CPU_UTILIZATION = 0.65
 """Assumed share of the measured matrix-product rate: profile quick's QLoRA did 71 GFLOP/s (133 tokens/s) on two quiet
 cores that multiply float32 matrices at 54 each."""

@@ -1,8 +1,8 @@
 """Sample packing: examples end to end in one row, no padding, and none sees another.
 
 Each example keeps the positions and the attention that it would have alone: on a GPU by torch's kernel for sequences
-of any lengths, elsewhere example by example. That is also less work than a masked square: attention is quadratic in an
-example's length instead of the row's.
+of any lengths (in 16 bit, from Ampere on), elsewhere example by example. That is also less work than a masked square:
+attention is quadratic in an example's length instead of the row's.
 
 What all examples of a row begin with (the template's system prompt, a fifth of a short example) is in
 the row once: every example attends to it, and its gradient is the sum of theirs, as if each had its own.
@@ -200,9 +200,11 @@ def _on_gpu(query: Any, key: Any, value: Any, segments: Segments, scaling: float
     query, key, value = (side[0].transpose(0, 1).to(value.dtype) for side in (query, key, value))
     if segments.places is not None:
         key, value = key[segments.places], value[segments.places]
+    groups = query.shape[1] // key.shape[1]
+    key, value = (side.repeat_interleave(groups, dim=1) for side in (key, value))
     return varlen_attn(
-        query.contiguous(), key.contiguous(), value.contiguous(), segments.queries, segments.keys,
-        segments.longest_queries, segments.longest_keys, scale=scaling, window_size=(-1, 0),
+        query.contiguous(), key, value, segments.queries, segments.keys, segments.longest_queries,
+        segments.longest_keys, scale=scaling, window_size=(-1, 0),
     )  # fmt: skip
 
 
@@ -226,12 +228,12 @@ def packed_attention(
     """
     import torch
 
-    groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = (side.repeat_interleave(groups, dim=1) for side in (key, value))
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     if segments is not None and not dropout and has_flash_attention(value):
         return _on_gpu(query, key, value, segments, scaling)[None], None
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (side.repeat_interleave(groups, dim=1) for side in (key, value))
     sizes = [end - start for start, end in pairwise(bounds or (0, query.shape[2]))]
     if shared:
         sizes.insert(0, shared)

@@ -5,14 +5,14 @@ from typing import Any
 
 
 def compute_dtype(device: str) -> Any:
-    """bfloat16 where the hardware multiplies it, else float32.
+    """bfloat16 where the hardware multiplies it, else float32 (float16 would lose small gradients).
 
     A CPU without AVX512-BF16 or AMX emulates bfloat16: 18 against 59 GFLOP/s measured on one.
     """
     import torch
 
     if device.startswith("cuda"):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
 

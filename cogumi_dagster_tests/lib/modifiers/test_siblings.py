@@ -50,3 +50,18 @@ def test_a_solution_that_its_verifier_does_not_accept_is_not_taught(monkeypatch:
             siblings_module, "verify", lambda task, text, passed=passed: Verdict(passed, "not accepted")
         )
         assert sibling_lessons(learned, clusters, 2, known=set(), held_out=[], seed=3) == []
+
+
+def test_solutions_are_verified_in_their_order_and_again_where_they_failed_beside_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tasks = training_tasks("automation", 60, 3, [])
+    tried = Counter[str]()
+
+    def sometimes(task: Task, text: str) -> Verdict:
+        tried[task.id] += 1
+        wrong, slow = tasks.index(task) % 7 == 0, tasks.index(task) % 5 == 0
+        return Verdict(not wrong and not (slow and tried[task.id] == 1), "")
+
+    monkeypatch.setattr(siblings_module, "verify", sometimes)
+    assert list(siblings_module._solved(tasks)) == [task for at, task in enumerate(tasks) if at % 7]

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.training import packing
 from cogumi_dagster.lib.training.batches import Batch, Encoded, Pair, collate, encode_pairs
 from cogumi_dagster.lib.training.fused_loss import BLOCK, head_loss, is_plain
 from cogumi_dagster.lib.training.lora import load_base
@@ -118,25 +119,47 @@ def test_short_examples_in_bfloat16_are_as_exact_as_the_kernel_s(length: int) ->
 
 
 @pytest.mark.parametrize("shared", [0, 17])
-def test_a_kernel_of_segments_would_read_what_each_example_does(shared: int) -> None:
-    """What a GPU's kernel is given, computed here segment by segment: the last keys of each are its queries."""
+def test_a_gpu_s_kernel_is_asked_for_what_each_example_reads(shared: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is computed here segment by segment: the last keys of each are its queries."""
     import torch
+
+    def kernel(q: Any, k: Any, v: Any, queries: Any, keys: Any, most_q: int, most_k: int, *, scale: float, **said: Any):
+        assert said == {"window_size": (-1, 0)}, "causal"
+        assert (queries[-1], keys[-1]) == (len(q), len(k)) and len(q) == bounds[-1] and len(k) == len(v)
+        found = []
+        for (asks, asked), (sees, seen) in zip(pairwise(queries), pairwise(keys), strict=True):
+            assert asked - asks <= most_q and seen - sees <= most_k
+            scores = torch.einsum("qhd,khd->hqk", q[asks:asked], k[sees:seen]) * scale
+            future = torch.ones(scores.shape[1:], dtype=torch.bool).triu(1 + seen - sees - asked + asks)
+            shares = scores.masked_fill(future, -torch.inf).softmax(-1)
+            found.append(torch.einsum("hqk,khd->qhd", shares, v[sees:seen]))
+        return torch.cat(found)
 
     torch.manual_seed(0)
     bounds = tuple(shared + end for end in (0, 5, 40, 41, 64))
-    q, k, v = (torch.randn(1, 3, bounds[-1], 16, dtype=torch.float64) for _ in range(3))
+    q, k, v = (torch.randn(1, heads, bounds[-1], 16, dtype=torch.float64) for heads in (6, 2, 2))
     wanted, _ = packed_attention(None, q, k, v, None, bounds=bounds, shared=shared)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    monkeypatch.setattr(packing, "has_flash_attention", lambda value: True)
     segments = segments_of(bounds, shared, "cpu")
-    places = range(bounds[-1]) if segments.places is None else segments.places
-    k, v = k[:, :, places], v[:, :, places]
-    assert segments.queries[-1] == bounds[-1] and segments.keys[-1] == k.shape[2]
-    found = []
-    for (asks, asked), (sees, seen) in zip(pairwise(segments.queries), pairwise(segments.keys), strict=True):
-        assert asked - asks <= segments.longest_queries and seen - sees <= segments.longest_keys
-        scores = q[:, :, asks:asked] @ k[:, :, sees:seen].transpose(2, 3) / 4
-        future = torch.ones(scores.shape[2:], dtype=torch.bool).triu(1 + seen - sees - asked + asks)
-        found.append(scores.masked_fill(future, -torch.inf).softmax(-1) @ v[:, :, sees:seen])
-    torch.testing.assert_close(torch.cat(found, 2).transpose(1, 2), wanted)
+    found, _ = packed_attention(None, q, k, v, None, bounds=bounds, shared=shared, segments=segments)
+    torch.testing.assert_close(found, wanted)
+
+
+def test_the_gpu_s_kernel_takes_16_bit_from_ampere_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    class Value:
+        device = torch.device("cuda", 0)
+
+        def __init__(self, dtype: torch.dtype) -> None:
+            self.dtype = dtype
+
+    for capability, takes in (((9, 0), True), ((8, 0), True), ((7, 5), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert packing.has_flash_attention(Value(torch.bfloat16)) is takes
+        assert not packing.has_flash_attention(Value(torch.float32))
+    assert not packing.has_flash_attention(torch.zeros(1, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("tokens", [1, 7, 32, BLOCK, 2 * BLOCK + 33])

@@ -17,6 +17,11 @@ def test_a_cpu_computes_in_bfloat16_only_where_it_multiplies_it(
     assert compute_dtype("cpu") == wanted
 
 
+def test_an_older_gpu_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    assert compute_dtype("cuda") == torch.float32
+
+
 def test_a_numbered_gpu_is_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
