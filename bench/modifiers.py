@@ -17,9 +17,8 @@ from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
-from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, MOST_EXAMPLES, Directions, module_curvature
-from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons
+from cogumi_dagster.lib.modifiers.train import ANSWERED, REPLAYED, modifier_pairs, read_rows, split_lessons
 from cogumi_dagster.lib.training.batches import encode_pairs
 from cogumi_dagster.lib.training.loop import evaluation_loss
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -48,12 +47,8 @@ def main() -> None:
     failures, adapter = store.get("domain_failures", name).path, store.get("modifier_adapter", name).path
     trained = store.get("modifier_adapter", name).manifest.config
     seed, length = trained["seed"], trained["modifiers.training"]["max_length"]
-    taught = store.get("cascade_examples", name).path
-    files = [path for path in (taught / "rows.jsonl", taught / "siblings.jsonl") if path.is_file()]
-    pairs = modifier_pairs(
-        [row for path in files for row in read_jsonl(path)], read_jsonl(failures / "successes.jsonl"),
-        trained["modifiers.replay_share"], seed,
-    )  # fmt: skip
+    answered = read_rows(store.get("cascade_examples", name).path, ANSWERED)
+    pairs = modifier_pairs(answered, read_rows(failures, REPLAYED), trained["modifiers.replay_share"], seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         dequantize_checkpoint(

@@ -19,7 +19,15 @@ from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, 
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
-from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, taught, train_on_served_weights
+from cogumi_dagster.lib.modifiers.train import (
+    ANSWERED,
+    REPLAYED,
+    modifier_pairs,
+    read_rows,
+    split_lessons,
+    taught,
+    train_on_served_weights,
+)
 from cogumi_dagster.lib.progress import in_parts
 from cogumi_dagster.lib.routing.examples import router_tasks, system_tasks
 from cogumi_dagster.lib.tasks import family_version, verify
@@ -28,15 +36,13 @@ from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.lora import TrainingReport
 from cogumi_dagster.lib.training.student import package_version
 
-ROWS, SIBLINGS = "rows.jsonl", "siblings.jsonl"
-
 
 @artifact(
     group="modifiers",
     kinds={"gguf", "jsonl"},
     config=(
         "modifiers.training_tasks", "modifiers.held_out_tasks", "modifiers.min_failures", "routing.examples",
-        "serving.max_answer_tokens", "serving.context", "taught_tokens",
+        "modifiers.rehearsal", "serving.max_answer_tokens", "serving.context", "taught_tokens",
     ),
     tasks="modifier",
     deps=[gguf_model],
@@ -47,7 +53,8 @@ ROWS, SIBLINGS = "rows.jsonl", "siblings.jsonl"
 )  # fmt: skip
 def domain_failures(step: Step) -> FailuresReport:
     """The served base's wrong answers on the modifier's training tasks, each with the verifier's reason and the
-    token log-probabilities; its right answers beside them, for replay."""
+    token log-probabilities; its right answers beside them, for replay, and those to requests of the domain that no
+    verifier judges, for rehearsal."""
     modifiers = step.profile.modifiers
     with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.answers) as engine:
         return find_failures(
@@ -57,6 +64,7 @@ def domain_failures(step: Step) -> FailuresReport:
             count=modifiers.training_tasks,
             kept_apart=_kept_apart(step),
             min_failures=modifiers.min_failures,
+            rehearsal=modifiers.rehearsal.get(step.name, 0),  # type: ignore[call-overload]
             seed=step.profile.seed,
             progress=step.progress,
         )
@@ -132,35 +140,33 @@ def cascade_examples(step: Step) -> CascadeReport:
             engine_version=package_version(),
             progress=part(len(tasks)),
         )
-    write_jsonl(step.out / ROWS, (dict(row) for row in rows))
+    write_jsonl(step.out / ANSWERED[0], (dict(row) for row in rows))
     siblings = sibling_lessons(
         tasks,
         clusters,
         each,
-        known={task.id for task in tasks} | {row["task"]["id"] for row in _successes(step)},
+        known={task.id for task in tasks} | {row["task"]["id"] for row in _replayed(step)},
         held_out=_kept_apart(step),
         seed=step.profile.seed,
         progress=part(each * len(tasks)),
     )
     if siblings:
-        write_jsonl(step.out / SIBLINGS, siblings)
+        write_jsonl(step.out / ANSWERED[1], siblings)
     return replace(report, siblings=len(siblings))
 
 
-def _successes(step: Step) -> list[dict[str, Any]]:
-    return read_jsonl(step.path("domain_failures") / "successes.jsonl")
-
-
 def _answered(step: Step) -> list[dict[str, Any]]:
-    folder = step.path("cascade_examples")
-    siblings = folder / SIBLINGS
-    return [*read_jsonl(folder / ROWS), *(read_jsonl(siblings) if siblings.is_file() else ())]
+    return read_rows(step.path("cascade_examples"), ANSWERED)
+
+
+def _replayed(step: Step) -> list[dict[str, Any]]:
+    return read_rows(step.path("domain_failures"), REPLAYED)
 
 
 def _lessons(step: Step) -> list[Pair]:
     return modifier_pairs(
         _answered(step),
-        _successes(step),
+        _replayed(step),
         step.profile.modifiers.replay_share,
         step.profile.seed,
     )
@@ -178,7 +184,7 @@ def _lessons(step: Step) -> list[Pair]:
 )
 def modifier_adapter(step: Step) -> TrainingReport:
     """A LoRA trained on the weights that are served (the GGUF, dequantized), on what the base got wrong, with
-    a replay of what it got right."""
+    a replay of what it got right and a rehearsal of what no verifier judges."""
     rank = step.profile.modifiers.rank[step.name]  # type: ignore[index]
     config = step.profile.modifiers.training.model_copy(
         update={"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank}
@@ -262,7 +268,7 @@ def modifier_evaluation(step: Step) -> ModifierReport:
             noise_seeds=modifiers.noise_seeds,
             cross_domain_tasks=modifiers.cross_domain_tasks,
             humaneval=step.profile.humaneval_problems,
-            lessons=taught(_answered(step), _successes(step)),
+            lessons=taught(_answered(step), _replayed(step)),
             seed=step.profile.seed,
             progress=step.progress,
         )

@@ -19,6 +19,10 @@ from cogumi_dagster.lib.training.lora import TrainingReport
 
 VALIDATION_SHARE = 0.1
 REPLAY = "replay"
+ANSWERED = ("rows.jsonl", "siblings.jsonl")
+"""Files of a cascade's artifact; without siblings there is only the first."""
+REPLAYED = ("successes.jsonl", "rehearsal.jsonl")
+"""Files of a failures' artifact; without rehearsal there is only the first."""
 
 
 def train_on_served_weights(
@@ -111,28 +115,33 @@ def task_pairs(path: Path) -> list[Pair]:
     return [Pair(row["prompt"], row["solution"], row["family"]) for row in read_jsonl(path)]
 
 
+def read_rows(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of those files that are there (``ANSWERED``, ``REPLAYED``), in that order."""
+    return [row for name in names if (folder / name).is_file() for row in read_jsonl(folder / name)]
+
+
 def modifier_pairs(
-    cascade: Sequence[dict[str, Any]], successes: Sequence[dict[str, Any]], replay_share: float, seed: int
+    cascade: Sequence[dict[str, Any]], replayed: Sequence[dict[str, Any]], replay_share: float, seed: int
 ) -> list[Pair]:
     """What the modifier learns: the cascade's verified answers, grouped by their pattern of failures, and a replay of
-    tasks that the base got right (see ``replayed_answer``)."""
+    tasks that the base got right (see ``replayed_answer``) or that are only rehearsed."""
     lessons = [Pair(row["task"]["prompt"], row["response"], f"pattern {row['cluster']}") for row in cascade]
-    replayed = list(successes)
-    random.Random(seed).shuffle(replayed)
-    keep = min(len(replayed), round(replay_share * len(lessons) / max(1e-9, 1 - replay_share)))
-    return lessons + [Pair(row["task"]["prompt"], replayed_answer(row), REPLAY) for row in replayed[:keep]]
+    again = list(replayed)
+    random.Random(seed).shuffle(again)
+    keep = min(len(again), round(replay_share * len(lessons) / max(1e-9, 1 - replay_share)))
+    return lessons + [Pair(row["task"]["prompt"], replayed_answer(row), REPLAY) for row in again[:keep]]
 
 
-def taught(cascade: Sequence[dict[str, Any]], successes: Sequence[dict[str, Any]]) -> list[tuple[Task, str]]:
+def taught(cascade: Sequence[dict[str, Any]], replayed: Sequence[dict[str, Any]]) -> list[tuple[Task, str]]:
     """All tasks that a modifier may have learned from, each with the answer that is taught."""
-    answers = [(row, row["response"]) for row in cascade] + [(row, replayed_answer(row)) for row in successes]
+    answers = [(row, row["response"]) for row in cascade] + [(row, replayed_answer(row)) for row in replayed]
     return [(Task.from_json(row["task"]), answer) for row, answer in answers]
 
 
-def replayed_answer(success: Mapping[str, Any]) -> str:
-    """What is taught of a task that the base got right: the exact solution where there is one, else its own answer.
+def replayed_answer(replayed: Mapping[str, Any]) -> str:
+    """What is taught of a task that is replayed: the exact solution where there is one, else the base's own answer.
 
     A right answer may come out of wrong steps: of 44 circuits that the untrained SmolLM2-135M answered rightly, not one
     was worked out as it should be.
     """
-    return str(success["task"].get("solution") or success["response"])
+    return str(replayed["task"].get("solution") or replayed["response"])

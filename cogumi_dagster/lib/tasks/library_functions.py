@@ -42,6 +42,18 @@ LONGEST_SOURCE = 700
 """Characters, about 230 tokens."""
 LONGEST_VALUE = 80
 LONGEST_DOC = 260
+FURTHER = {
+    f"boltons.{name}": "BSD-3-Clause"
+    for name in (
+        "dictutils", "fileutils", "formatutils", "funcutils", "jsonutils", "listutils", "timeutils", "typeutils",
+        "urlutils",
+    )
+}  # fmt: skip
+"""Modules whose functions are only named by their header, never run."""
+SHORTEST_DOC = 30
+QUOTES = '"' * 3
+LONGEST_HEADER = 600
+"""Characters of a header with its docstring."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +79,16 @@ class LibraryFunction:
     examples: tuple[Example, ...]
 
 
+@dataclass(frozen=True)
+class Header:
+    """The header of a library function with its docstring, as code (``text``)."""
+
+    name: str
+    module: str
+    licence: str
+    text: str
+
+
 @cache
 def library_functions() -> tuple[LibraryFunction, ...]:
     """All functions that fit, in the order of the libraries.
@@ -88,6 +110,40 @@ def library_functions() -> tuple[LibraryFunction, ...]:
                 if function is not None:
                     found[name] = function
     return tuple(found.values())
+
+
+@cache
+def unjudged_headers() -> tuple[Header, ...]:
+    """Functions of the libraries that are no ``library_functions``, since no example of theirs can judge another's
+    text: what is asked for is known, what is right is not."""
+    judged = {function.name for function in library_functions()}
+    found: dict[str, Header] = {}
+    for module_name, licence in {**LIBRARIES, **FURTHER}.items():
+        for name, value in vars(importlib.import_module(module_name)).items():
+            if isinstance(value, types.FunctionType) and value.__module__ == module_name and name not in judged:
+                text = _header(name, value)
+                if text is not None:
+                    found.setdefault(name, Header(name, module_name, licence, text))
+    return tuple(found.values())
+
+
+def _header(name: str, value: types.FunctionType) -> str | None:
+    """Header and docstring, of which whole paragraphs are kept; None where there is not much of one."""
+    if name.startswith("_") or name != value.__name__ or not value.__doc__:
+        return None
+    node = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
+    if not isinstance(node, ast.FunctionDef) or not node.args.args:
+        return None
+    header = ast.unparse(ast.FunctionDef(node.name, node.args, [ast.Pass()], [], lineno=0)).splitlines()[0]
+    paragraphs = inspect.cleandoc(value.__doc__).replace('"""', "").split("\n\n")
+    doc = paragraphs[0]
+    for paragraph in paragraphs[1:]:
+        if len(header) + len(doc) + len(paragraph) > LONGEST_HEADER:
+            break
+        doc += f"\n\n{paragraph}"
+    if len(doc) < SHORTEST_DOC or len(header) + len(doc) > LONGEST_HEADER:
+        return None
+    return f"{header}\n{textwrap.indent(f'''{QUOTES}{doc}''', '    ')}\n    {QUOTES}"
 
 
 def _standard_imports(module: types.ModuleType) -> dict[str, str]:
