@@ -18,7 +18,7 @@ from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, MOST_EXAMPLES, Directions, module_curvature
-from cogumi_dagster.lib.modifiers.train import ANSWERED, REPLAYED, modifier_pairs, read_rows, split_lessons
+from cogumi_dagster.lib.modifiers.train import REHEARSAL, ROWS, SIBLINGS, modifier_pairs, read_rows, split_lessons
 from cogumi_dagster.lib.training.batches import encode_pairs
 from cogumi_dagster.lib.training.loop import evaluation_loss
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -47,8 +47,9 @@ def main() -> None:
     failures, adapter = store.get("domain_failures", name).path, store.get("modifier_adapter", name).path
     trained = store.get("modifier_adapter", name).manifest.config
     seed, length = trained["seed"], trained["modifiers.training"]["max_length"]
-    answered = read_rows(store.get("cascade_examples", name).path, ANSWERED)
-    pairs = modifier_pairs(answered, read_rows(failures, REPLAYED), trained["modifiers.replay_share"], seed)
+    taught = store.get("cascade_examples", name).path
+    replayed = read_rows(failures, "successes.jsonl") + read_rows(taught, REHEARSAL)
+    pairs = modifier_pairs(read_rows(taught, ROWS, SIBLINGS), replayed, trained["modifiers.replay_share"], seed)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         dequantize_checkpoint(

@@ -18,10 +18,12 @@ from cogumi_dagster.lib.modifiers.evaluate import ModifierReport, evaluate_modif
 from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, find_failures, held_out_tasks
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
+from cogumi_dagster.lib.modifiers.rehearsal import rehearsal_lessons
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
 from cogumi_dagster.lib.modifiers.train import (
-    ANSWERED,
-    REPLAYED,
+    REHEARSAL,
+    ROWS,
+    SIBLINGS,
     modifier_pairs,
     read_rows,
     split_lessons,
@@ -42,7 +44,7 @@ from cogumi_dagster.lib.training.student import package_version
     kinds={"gguf", "jsonl"},
     config=(
         "modifiers.training_tasks", "modifiers.held_out_tasks", "modifiers.min_failures", "routing.examples",
-        "modifiers.rehearsal", "serving.max_answer_tokens", "serving.context", "taught_tokens",
+        "serving.max_answer_tokens", "serving.context", "taught_tokens",
     ),
     tasks="modifier",
     deps=[gguf_model],
@@ -53,8 +55,7 @@ from cogumi_dagster.lib.training.student import package_version
 )  # fmt: skip
 def domain_failures(step: Step) -> FailuresReport:
     """The served base's wrong answers on the modifier's training tasks, each with the verifier's reason and the
-    token log-probabilities; its right answers beside them, for replay, and those to requests of the domain that no
-    verifier judges, for rehearsal."""
+    token log-probabilities; its right answers beside them, for replay."""
     modifiers = step.profile.modifiers
     with step.inference.engine(step.path("gguf_model") / MODEL_FILE, kept=step.answers) as engine:
         return find_failures(
@@ -64,7 +65,6 @@ def domain_failures(step: Step) -> FailuresReport:
             count=modifiers.training_tasks,
             kept_apart=_kept_apart(step),
             min_failures=modifiers.min_failures,
-            rehearsal=modifiers.rehearsal.get(step.name, 0),  # type: ignore[call-overload]
             seed=step.profile.seed,
             progress=step.progress,
         )
@@ -104,8 +104,8 @@ def failure_patterns(step: Step) -> PatternsReport:
     group="modifiers",
     kinds={"llm", "jsonl"},
     config=(
-        "modifiers.tier1_samples", "modifiers.siblings", "modifiers.held_out_tasks", "routing.examples",
-        "teaching.max_tokens",
+        "modifiers.tier1_samples", "modifiers.siblings", "modifiers.rehearsal", "modifiers.held_out_tasks",
+        "routing.examples", "teaching.max_tokens",
     ),
     asks=("modifiers.cascade",),
     tasks="modifier",
@@ -116,8 +116,9 @@ def failure_patterns(step: Step) -> PatternsReport:
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
 def cascade_examples(step: Step) -> CascadeReport:
-    """Answers to the failed tasks from a cascade of teachers, cheap ones first, each accepted by its verifier, and
-    further solved problems of their kinds. Offline the tiers are the local model (1) and the exact solver (3)."""
+    """Answers to the failed tasks from a cascade of teachers, cheap ones first, each accepted by its verifier, further
+    solved problems of their kinds, and for code library functions to rehearse. Offline the tiers are the local model
+    (1) and the exact solver (3)."""
     teaching, modifiers = step.profile.teaching, step.profile.modifiers
     tasks = [Task.from_json(row["task"]) for row in read_jsonl(step.path("domain_failures") / "failures.jsonl")]
     clusters = {r["task_id"]: r["cluster"] for r in read_jsonl(step.path("failure_patterns") / "assignments.jsonl")}
@@ -140,27 +141,35 @@ def cascade_examples(step: Step) -> CascadeReport:
             engine_version=package_version(),
             progress=part(len(tasks)),
         )
-    write_jsonl(step.out / ANSWERED[0], (dict(row) for row in rows))
+    write_jsonl(step.out / ROWS, (dict(row) for row in rows))
     siblings = sibling_lessons(
         tasks,
         clusters,
         each,
-        known={task.id for task in tasks} | {row["task"]["id"] for row in _replayed(step)},
+        known={task.id for task in tasks} | {row["task"]["id"] for row in _successes(step)},
         held_out=_kept_apart(step),
         seed=step.profile.seed,
         progress=part(each * len(tasks)),
     )
     if siblings:
-        write_jsonl(step.out / ANSWERED[1], siblings)
-    return replace(report, siblings=len(siblings))
+        write_jsonl(step.out / SIBLINGS, siblings)
+    count = modifiers.rehearsal.get(step.name, 0)  # type: ignore[call-overload]
+    rehearsed = rehearsal_lessons(count, step.profile.seed)
+    if rehearsed:
+        write_jsonl(step.out / REHEARSAL, rehearsed)
+    return replace(report, siblings=len(siblings), rehearsed=len(rehearsed))
+
+
+def _successes(step: Step) -> list[dict[str, Any]]:
+    return read_jsonl(step.path("domain_failures") / "successes.jsonl")
 
 
 def _answered(step: Step) -> list[dict[str, Any]]:
-    return read_rows(step.path("cascade_examples"), ANSWERED)
+    return read_rows(step.path("cascade_examples"), ROWS, SIBLINGS)
 
 
 def _replayed(step: Step) -> list[dict[str, Any]]:
-    return read_rows(step.path("domain_failures"), REPLAYED)
+    return [*_successes(step), *read_rows(step.path("cascade_examples"), REHEARSAL)]
 
 
 def _lessons(step: Step) -> list[Pair]:
@@ -184,7 +193,7 @@ def _lessons(step: Step) -> list[Pair]:
 )
 def modifier_adapter(step: Step) -> TrainingReport:
     """A LoRA trained on the weights that are served (the GGUF, dequantized), on what the base got wrong, with
-    a replay of what it got right and a rehearsal of what no verifier judges."""
+    a replay of what it got right."""
     rank = step.profile.modifiers.rank[step.name]  # type: ignore[index]
     config = step.profile.modifiers.training.model_copy(
         update={"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank}

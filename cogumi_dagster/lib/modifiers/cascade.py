@@ -78,6 +78,8 @@ class CascadeReport:
     stand_ins: tuple[str, ...]
     siblings: int = 0
     """Further problems of the failures' kinds, exactly solved, that are taught besides."""
+    rehearsed: int = 0
+    """Library functions, which no verifier judges (see ``rehearsal``)."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,8 +10,7 @@ from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.near import NearDuplicates, draw_distinct
-from cogumi_dagster.lib.modifiers.rehearsal import rehearse
-from cogumi_dagster.lib.progress import Progress, in_parts, silent
+from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks import draw_from, families_of, family_pool, verify
 from cogumi_dagster.lib.tasks.base import Task
 
@@ -25,8 +24,7 @@ MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class FailuresReport:
-    """How the base did on its training tasks. ``not_run``: code for which there is no sandbox; ``rehearsed``: its
-    answers to requests that no verifier judges."""
+    """How the base did on its training tasks. ``not_run``: code for which there is no sandbox."""
 
     tasks: int
     failures: int
@@ -35,7 +33,6 @@ class FailuresReport:
     accuracy: Proportion
     by_family: Mapping[str, Proportion]
     tokens_per_second: float
-    rehearsed: int = 0
 
 
 def families_for(modifier: str) -> list[str]:
@@ -64,12 +61,10 @@ def find_failures(
     count: int,
     kept_apart: Sequence[Task] = (),
     min_failures: int,
-    rehearsal: int = 0,
     seed: int,
     progress: Progress = silent,
 ) -> FailuresReport:
-    """Answer ``count`` training tasks with the base alone; write failures.jsonl, successes.jsonl and, of up to
-    ``rehearsal`` requests, rehearsal.jsonl where there are any.
+    """Answer ``count`` training tasks with the base alone; write failures.jsonl and successes.jsonl.
 
     Raises:
         CogumiError: a family's verifier rejects its own solver, or fewer failures than ``min_failures``.
@@ -80,8 +75,7 @@ def find_failures(
             raise CogumiError(
                 f"the verifier of {task.family} rejects its own solution of task {task.id}", "mend the family first"
             )
-    part = in_parts(progress, len(tasks) + rehearsal)
-    answers = answer_tasks(engine, tasks, logprobs=True, progress=part(len(tasks)))
+    answers = answer_tasks(engine, tasks, logprobs=True, progress=progress)
     failures = [answer for answer in answers if answer.verdict.passed is False]
     not_run = sum(answer.verdict.passed is None for answer in answers)
     if len(failures) < min_failures:
@@ -94,9 +88,6 @@ def find_failures(
         )
     write_jsonl(out / "failures.jsonl", (answer.to_json() for answer in failures))
     write_jsonl(out / "successes.jsonl", (answer.to_json() for answer in answers if answer.passed))
-    rehearsed = rehearse(engine, rehearsal, seed, part(rehearsal))
-    if rehearsed:
-        write_jsonl(out / "rehearsal.jsonl", rehearsed)
     return FailuresReport(
         tasks=len(tasks),
         failures=len(failures),
@@ -106,5 +97,4 @@ def find_failures(
         by_family=by_family(answers),
         tokens_per_second=sum(answer.completion.completion_tokens for answer in answers)
         / machine_seconds(engine, answers),
-        rehearsed=len(rehearsed),
     )

@@ -1,74 +1,58 @@
-"""What a modifier is to leave as it is: requests that no lesson is about, with the base's own answers.
+"""What a modifier for code is to keep: whole functions, of which no lesson of the cascade is.
 
-Lessons of a few kinds teach a small student that every answer is of these kinds: taught one-line functions by the
-thousand, SmolLM2-135M completed HumanEval's in one line too (figures in docs/results.md). No verifier judges these
-answers, and none need be right: learned beside the lessons, they keep the adapter from moving what the base does there.
-Source: rehearsal of a model's own answers, Huang et al. 2024, arXiv 2403.01244; after Li and Hoiem 2016,
-arXiv 1606.09282.
+Lessons of a few kinds make a small student forget the rest: taught one-line functions by the thousand, SmolLM2-135M no
+longer wrote the list comprehensions that it had known (figures in docs/results.md). So documented functions of
+installed libraries are learned beside them, as their authors wrote them: those that no verifier can judge, and those
+that are training tasks. The base was not asked them. Source: rehearsal of what a model was trained on, Robins 1995,
+doi 10.1080/09540099550039318.
 """
 
-import ast
-from collections.abc import Sequence
 from typing import Any
 
 from cogumi_dagster.lib.curation.decontamination import decontaminate
 from cogumi_dagster.lib.evaluation.humaneval import benchmark_prompts
-from cogumi_dagster.lib.inference import Engine
-from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks.base import Task
-from cogumi_dagster.lib.tasks.code import extract_code
+from cogumi_dagster.lib.tasks.code import CODE_FUNCTION
 from cogumi_dagster.lib.tasks.drawing import seeded
-from cogumi_dagster.lib.tasks.library_functions import Header, unjudged_headers
+from cogumi_dagster.lib.tasks.library_functions import (
+    FurtherFunction,
+    LibraryFunction,
+    further_functions,
+    library_functions,
+)
 
-ANSWER_TOKENS = 320
-FAMILY = "code_request"
+FAMILY = "code_rehearsal"
 WORDINGS = (
     "Complete this Python function. Reply with one Python code block that holds the whole function.",
     "Write this Python function. Reply with one Python code block that holds the function and its imports.",
 )
 
 
-def rehearse(engine: Engine, count: int, seed: int, progress: Progress = silent) -> list[dict[str, Any]]:
-    """Up to ``count`` requests for code with the base's greedy answers, as rows with task and response.
-
-    Answers that were cut off, or hold no function of that name that parses, are left out.
-    """
-    requests = _requests(count, seed) if count else []
-    answers = engine.chat_many(
-        [[{"role": "user", "content": task.prompt}] for task in requests], max_tokens=ANSWER_TOKENS, progress=progress
-    )
-    return [
-        {"task": task.to_json(), "response": answer.text}
-        for task, answer in zip(requests, answers, strict=True)
-        if answer.finish_reason == "stop" and _defines(answer.text, task.payload["name"])
-    ]
+def rehearsal_lessons(count: int, seed: int) -> list[dict[str, Any]]:
+    """Up to ``count`` requests for a function with the library's own, as rows with task and response; each function in
+    each of ``WORDINGS``, and none that shares words with a benchmark."""
+    if not count:
+        return []
+    tasks = [_request(function, wording) for wording in WORDINGS for function in _functions()]
+    rows = [{"task": task.to_json(), "response": task.solution} for task in tasks]
+    kept, _ = decontaminate(rows, benchmark_prompts())
+    chosen = [dict(row) for row in kept]
+    seeded(FAMILY, seed).shuffle(chosen)
+    return chosen[:count]
 
 
-def _requests(count: int, seed: int) -> list[Task]:
-    """Functions in either wording, none of which shares words with a benchmark."""
-    asked = [_request(header, wording) for wording in WORDINGS for header in unjudged_headers()]
-    rows: Sequence[Any] = [{"task": task.to_json()} for task in asked]
-    new, _ = decontaminate(rows, benchmark_prompts())
-    tasks = [Task.from_json(row["task"]) for row in new]
-    seeded(FAMILY, seed).shuffle(tasks)
-    return tasks[:count]
+def _functions() -> list[FurtherFunction | LibraryFunction]:
+    tasks = [one for one in library_functions() if CODE_FUNCTION.task_for(one, "easy").split == "train"]
+    return [*further_functions(), *tasks]
 
 
-def _request(header: Header, wording: str) -> Task:
+def _request(function: FurtherFunction | LibraryFunction, wording: str) -> Task:
     return Task(
         domain="code",
         family=FAMILY,
         difficulty="medium",
-        prompt=f"{wording}\n\n```python\n{header.text}\n```",
-        payload={"name": header.name},
-        source=f"{header.module}.{header.name}",
-        licence=header.licence,
+        prompt=f"{wording}\n\n```python\n{function.header}\n```",
+        solution=f"```python\n{function.source}\n```",
+        source=f"{function.module}.{function.name}",
+        licence=function.licence,
     )
-
-
-def _defines(response: str, name: str) -> bool:
-    try:
-        tree = ast.parse(extract_code(response, name))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in ast.walk(tree))

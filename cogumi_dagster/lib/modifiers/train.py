@@ -19,10 +19,8 @@ from cogumi_dagster.lib.training.lora import TrainingReport
 
 VALIDATION_SHARE = 0.1
 REPLAY = "replay"
-ANSWERED = ("rows.jsonl", "siblings.jsonl")
-"""Files of a cascade's artifact; without siblings there is only the first."""
-REPLAYED = ("successes.jsonl", "rehearsal.jsonl")
-"""Files of a failures' artifact; without rehearsal there is only the first."""
+ROWS, SIBLINGS, REHEARSAL = "rows.jsonl", "siblings.jsonl", "rehearsal.jsonl"
+"""Files of a cascade's artifact; the last two are only there where the profile wants any."""
 
 
 def train_on_served_weights(
@@ -115,8 +113,8 @@ def task_pairs(path: Path) -> list[Pair]:
     return [Pair(row["prompt"], row["solution"], row["family"]) for row in read_jsonl(path)]
 
 
-def read_rows(folder: Path, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of those files that are there (``ANSWERED``, ``REPLAYED``), in that order."""
+def read_rows(folder: Path, *names: str) -> list[dict[str, Any]]:
+    """The rows of those files that are there, in that order."""
     return [row for name in names if (folder / name).is_file() for row in read_jsonl(folder / name)]
 
 
@@ -124,7 +122,7 @@ def modifier_pairs(
     cascade: Sequence[dict[str, Any]], replayed: Sequence[dict[str, Any]], replay_share: float, seed: int
 ) -> list[Pair]:
     """What the modifier learns: the cascade's verified answers, grouped by their pattern of failures, and a replay of
-    tasks that the base got right (see ``replayed_answer``) or that are only rehearsed."""
+    tasks that the base got right and of what is rehearsed (see ``replayed_answer``)."""
     lessons = [Pair(row["task"]["prompt"], row["response"], f"pattern {row['cluster']}") for row in cascade]
     again = list(replayed)
     random.Random(seed).shuffle(again)
@@ -139,7 +137,7 @@ def taught(cascade: Sequence[dict[str, Any]], replayed: Sequence[dict[str, Any]]
 
 
 def replayed_answer(replayed: Mapping[str, Any]) -> str:
-    """What is taught of a task that is replayed: the exact solution where there is one, else the base's own answer.
+    """What is taught of a task that is replayed: the exact solution where there is one, else the answer beside it.
 
     A right answer may come out of wrong steps: of 44 circuits that the untrained SmolLM2-135M answered rightly, not one
     was worked out as it should be.

@@ -49,11 +49,11 @@ FURTHER = {
         "urlutils",
     )
 }  # fmt: skip
-"""Modules whose functions are only named by their header, never run."""
-SHORTEST_DOC = 30
-QUOTES = '"' * 3
-LONGEST_HEADER = 600
+"""Modules of which functions are only read, never run."""
+SHORTEST_HEADER, LONGEST_HEADER = 60, 600
 """Characters of a header with its docstring."""
+LONGEST_FURTHER = 1_000
+"""Characters of a function without its docstring."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,23 @@ class LibraryFunction:
     """Lines of its body and of those it calls."""
     examples: tuple[Example, ...]
 
+    @property
+    def header(self) -> str:
+        """Signature and docstring, with one example."""
+        shown = self.examples[0]
+        return _with_docstring(self.signature, f"{self.doc}\n\n>>> {shown.call}\n{shown.value}")
+
 
 @dataclass(frozen=True)
-class Header:
-    """The header of a library function with its docstring, as code (``text``)."""
+class FurtherFunction:
+    """A function whose text is known, but nothing that would judge another: ``header`` is signature and docstring,
+    ``source`` runs alone and has no docstring."""
 
     name: str
     module: str
     licence: str
-    text: str
+    header: str
+    source: str
 
 
 @cache
@@ -113,37 +121,53 @@ def library_functions() -> tuple[LibraryFunction, ...]:
 
 
 @cache
-def unjudged_headers() -> tuple[Header, ...]:
-    """Functions of the libraries that are no ``library_functions``, since no example of theirs can judge another's
-    text: what is asked for is known, what is right is not."""
+def further_functions() -> tuple[FurtherFunction, ...]:
+    """Documented functions that run alone and yet are no ``library_functions``: they are longer, or their text alone
+    reproduces no example."""
     judged = {function.name for function in library_functions()}
-    found: dict[str, Header] = {}
+    found: dict[str, FurtherFunction] = {}
     for module_name, licence in {**LIBRARIES, **FURTHER}.items():
-        for name, value in vars(importlib.import_module(module_name)).items():
+        module = importlib.import_module(module_name)
+        imports = _standard_imports(module)
+        for name, value in vars(module).items():
             if isinstance(value, types.FunctionType) and value.__module__ == module_name and name not in judged:
-                text = _header(name, value)
-                if text is not None:
-                    found.setdefault(name, Header(name, module_name, licence, text))
+                texts = _header_and_source(name, value, imports)
+                if texts is not None:
+                    found.setdefault(name, FurtherFunction(name, module_name, licence, *texts))
     return tuple(found.values())
 
 
-def _header(name: str, value: types.FunctionType) -> str | None:
-    """Header and docstring, of which whole paragraphs are kept; None where there is not much of one."""
+def _header_and_source(name: str, value: types.FunctionType, imports: dict[str, str]) -> tuple[str, str] | None:
+    """The header with the first paragraphs of its docstring, and the text that runs alone, without docstrings; None
+    where there is none, or too much of either."""
+    parts: dict[str, str] = {}
+    needed: set[str] = set()
     if name.startswith("_") or name != value.__name__ or not value.__doc__:
         return None
-    node = ast.parse(textwrap.dedent(inspect.getsource(value))).body[0]
-    if not isinstance(node, ast.FunctionDef) or not node.args.args:
+    if not _collect(value, imports, parts, needed):
         return None
-    header = ast.unparse(ast.FunctionDef(node.name, node.args, [ast.Pass()], [], lineno=0)).splitlines()[0]
-    paragraphs = inspect.cleandoc(value.__doc__).replace('"""', "").split("\n\n")
-    doc = paragraphs[0]
-    for paragraph in paragraphs[1:]:
-        if len(header) + len(doc) + len(paragraph) > LONGEST_HEADER:
+    header = parts[name].splitlines()[0]
+    first, *rest = inspect.cleandoc(value.__doc__).replace('"""', "").split("\n\n")
+    text = _with_docstring(header, first)
+    for paragraph in rest:
+        first = f"{first}\n\n{paragraph}"
+        longer = _with_docstring(header, first)
+        if len(longer) > LONGEST_HEADER:
             break
-        doc += f"\n\n{paragraph}"
-    if len(doc) < SHORTEST_DOC or len(header) + len(doc) > LONGEST_HEADER:
-        return None
-    return f"{header}\n{textwrap.indent(f'''{QUOTES}{doc}''', '    ')}\n    {QUOTES}"
+        text = longer
+    source = _alone(parts, needed)
+    fits = SHORTEST_HEADER <= len(text) <= LONGEST_HEADER and len(source) <= LONGEST_FURTHER
+    return (text, source) if fits else None
+
+
+def _alone(parts: dict[str, str], needed: set[str]) -> str:
+    """The imports, then the functions, as ``_collect`` found them."""
+    return "\n\n\n".join(filter(None, ["\n".join(sorted(needed)), *parts.values()]))
+
+
+def _with_docstring(header: str, doc: str) -> str:
+    body = textwrap.indent(f'"""{doc}', "    ")
+    return f'{header}\n{body}\n    """'
 
 
 def _standard_imports(module: types.ModuleType) -> dict[str, str]:
@@ -176,7 +200,7 @@ def _read(name: str, value: types.FunctionType, imports: dict[str, str], licence
         return None
     lines = sum(len(text.splitlines()) - 1 for text in parts.values())
     text = parts[name]
-    source = "\n\n\n".join(filter(None, ["\n".join(sorted(needed)), *parts.values()]))
+    source = _alone(parts, needed)
     doc = _prose(value.__doc__)
     if lines > LONGEST_BODY or len(source) > LONGEST_SOURCE or not doc:
         return None

@@ -1,69 +1,87 @@
 import ast
-from collections.abc import Callable
-from dataclasses import replace
+from collections import Counter
 from typing import Any
 
 import pytest
 
 from cogumi_dagster.lib.evaluation.humaneval import load_problems
-from cogumi_dagster.lib.inference import Completion
 from cogumi_dagster.lib.modifiers import rehearsal as module
-from cogumi_dagster.lib.modifiers.rehearsal import WORDINGS, rehearse
-from cogumi_dagster.lib.modifiers.train import modifier_pairs, taught
-from cogumi_dagster.lib.tasks.library_functions import Header, library_functions, unjudged_headers
+from cogumi_dagster.lib.modifiers.rehearsal import WORDINGS, rehearsal_lessons
+from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, taught
+from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Task
+from cogumi_dagster.lib.tasks.code import CODE_FUNCTION, extract_code
+from cogumi_dagster.lib.tasks.library_functions import (
+    FurtherFunction,
+    LibraryFunction,
+    further_functions,
+    library_functions,
+)
 
 
-def echo(adapter: str | None, prompt: str) -> str:
-    """A function of the name that is asked for."""
-    header = prompt.split("def ")[1].split("\n")[0]
-    return f"```python\ndef {header}\n    return 7\n```"
+def everything() -> list[FurtherFunction | LibraryFunction]:
+    return [*further_functions(), *library_functions()]
 
 
-def test_headers_are_code_with_their_docstring_and_of_no_judged_function() -> None:
-    headers = unjudged_headers()
-    assert len(headers) > 150, "enough to rehearse"
+def test_further_functions_run_alone_have_a_docstring_and_are_not_judged() -> None:
+    functions = further_functions()
+    assert len(functions) > 80, "enough to rehearse"
     judged = {function.name for function in library_functions()}
-    for header in headers:
-        (function,) = ast.parse(header.text).body
-        assert isinstance(function, ast.FunctionDef) and function.name == header.name
-        assert len(ast.get_docstring(function) or "") >= 30
-        assert len(header.text) < 800 and header.licence
-        assert header.name not in judged
+    for function in everything():
+        (header,) = ast.parse(function.header).body
+        source = next(node for node in ast.parse(function.source).body if getattr(node, "name", "") == function.name)
+        assert isinstance(header, ast.FunctionDef) and isinstance(source, ast.FunctionDef)
+        assert ast.dump(header.args) == ast.dump(source.args)
+        assert ast.get_docstring(header) and not ast.get_docstring(source) and not source.decorator_list
+        assert function.name not in judged or function in library_functions()
+        assert len(function.header) <= 600 and len(function.source) <= 1_000
+        assert function.licence in {"MIT", "BSD-3-Clause"}
+        assert callable(namespace(function.source)[function.name])
 
 
-def test_the_base_answers_and_its_answers_are_learned_as_they_are(scripted_engine: Callable[..., Any]) -> None:
-    engine = scripted_engine(echo)
-    rows = rehearse(engine, 40, seed=0)
-    assert len(rows) == 40 == len({row["task"]["id"] for row in rows})
-    assert all(adapter is None for adapter, _ in engine.asked), "the base alone"
-    assert {prompt.split("\n")[0] for _, prompt in engine.asked} == set(WORDINGS)
-    assert rows == rehearse(engine, 40, seed=0) != rehearse(engine, 40, seed=1)
+def namespace(source: str) -> dict[str, Any]:
+    space: dict[str, Any] = {}
+    exec(compile(source, "library", "exec"), space)
+    return space
+
+
+def test_each_is_asked_for_in_every_wording_and_answered_by_its_authors() -> None:
+    rows = rehearsal_lessons(10_000, seed=0)
+    tasks = [Task.from_json(row["task"]) for row in rows]
+    assert len({task.id for task in tasks}) == len(tasks) > 250
+    assert set(Counter(task.source for task in tasks).values()) == {len(WORDINGS)}
+    sources = {f"{one.module}.{one.name}": one for one in everything()}
+    for task, row in zip(tasks, rows, strict=True):
+        function = sources[task.source]
+        assert extract_code(row["response"], function.name).strip() == function.source
+        assert function.header in task.prompt and function.licence == task.licence
+    assert rehearsal_lessons(20, seed=0) == rows[:20] != rehearsal_lessons(20, seed=1)
+    assert rehearsal_lessons(0, seed=0) == []
+
+
+def test_a_function_that_a_held_out_task_asks_for_is_not_rehearsed() -> None:
+    held_out = {
+        task.source
+        for difficulty in DIFFICULTIES
+        for task in CODE_FUNCTION.generate(1_000, 0, difficulty)
+        if task.split != "train"
+    }
+    assert held_out and not held_out & {row["task"]["source"] for row in rehearsal_lessons(10_000, seed=0)}
+
+
+def test_they_are_learned_as_replay_and_count_where_lessons_are_looked_through() -> None:
+    rows = rehearsal_lessons(40, seed=0)
     lesson = {"task": {"prompt": "Sort."}, "response": "sorted(xs)", "cluster": 0}
-    again = [pair for pair in modifier_pairs([lesson] * 40, rows, 0.5, 0) if pair.group == "replay"]
-    assert {(pair.instruction, pair.response) for pair in again} == {(r["task"]["prompt"], r["response"]) for r in rows}
-    assert len(taught([], rows)) == 40, "they count as lessons where lessons are looked through"
+    pairs = modifier_pairs([lesson] * 40, rows, 0.5, 0)
+    again = {(pair.instruction, pair.response) for pair in pairs if pair.group == "replay"}
+    assert again == {(row["task"]["prompt"], row["response"]) for row in rows}
+    train, validation = split_lessons(pairs, 0)
+    assert not {pair.response for pair in train} & {pair.response for pair in validation}, "a function is on one side"
+    assert len(taught([], rows)) == 40
 
 
-def test_cut_off_answers_and_those_without_the_function_are_left_out(scripted_engine: Callable[..., Any]) -> None:
-    class Cut(type(scripted_engine(echo))):  # type: ignore[misc]
-        def chat(self, messages: Any, **options: Any) -> Completion:
-            return replace(super().chat(messages, **options), finish_reason="length")
-
-    assert rehearse(Cut(echo), 10, seed=0) == []
-    for answer in ("I cannot.", "```python\nreturn 7\n```", "```python\ndef other():\n    return 7\n```", "def ("):
-        assert rehearse(scripted_engine(lambda adapter, prompt, answer=answer: answer), 10, seed=0) == []
-
-
-def test_nothing_is_asked_where_none_are_wanted(scripted_engine: Callable[..., Any]) -> None:
-    engine = scripted_engine(echo)
-    assert rehearse(engine, 0, seed=0) == [] == engine.asked
-
-
-def test_a_request_that_a_benchmark_makes_is_not_rehearsed(
-    scripted_engine: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_function_that_a_benchmark_asks_for_is_not_rehearsed(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = load_problems(1).problems[0]
-    headers = [Header(problem.entry_point, "taken.from", "MIT", problem.prompt.strip()), *unjudged_headers()[:5]]
-    monkeypatch.setattr(module, "unjudged_headers", lambda: headers)
-    rows = rehearse(scripted_engine(echo), 40, seed=0)
-    assert len(rows) == 10 and all(row["task"]["source"] != f"taken.from.{problem.entry_point}" for row in rows)
+    leaked = FurtherFunction(problem.entry_point, "taken.from", "MIT", problem.prompt.strip(), "def f():\n    pass")
+    monkeypatch.setattr(module, "further_functions", lambda: [leaked, *further_functions()[:5]])
+    rows = rehearsal_lessons(40, seed=0)
+    assert len(rows) > 10 and all(row["task"]["source"] != f"taken.from.{problem.entry_point}" for row in rows)
