@@ -276,7 +276,8 @@ class ModifiersConfig(Section):
     siblings: Mapping[ModifierName, Annotated[int, Field(ge=0)]] = {}
     """Further problems of its kind, exactly solved, that are taught for every failure of a domain."""
     rehearsal: Mapping[Literal["code"], Annotated[int, Field(ge=0)]] = {}
-    """Library functions that are learned beside a domain's lessons, so that what these do not show is kept."""
+    """Library functions that are learned beside a domain's lessons, so that what these do not show is kept; with the
+    replay they are at most ``replay_share`` of the lessons."""
     cascade: tuple[str, ...] = Field(("local", "solver"), description="teachers, cheapest tier first")
     replay_share: Share = 0.15
     rank: Mapping[ModifierName, Count] = {"code": 16, "reasoning": 16, "automation": 16}

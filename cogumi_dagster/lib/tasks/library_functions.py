@@ -49,7 +49,7 @@ FURTHER = {
         "urlutils",
     )
 }  # fmt: skip
-"""Modules of which functions are only read, never run."""
+"""Further modules of ``further_functions``."""
 SHORTEST_HEADER, LONGEST_HEADER = 60, 600
 """Characters of a header with its docstring."""
 LONGEST_FURTHER = 1_000
