@@ -27,7 +27,7 @@ from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.routing.examples import ROUTED_DOMAINS
 from cogumi_dagster.lib.strategy.problems import strategy_family
-from cogumi_dagster.lib.tasks import families_of, family_version
+from cogumi_dagster.lib.tasks import families_of, judged_version
 from cogumi_dagster.lib.teacher_data import teacher_data_version
 from cogumi_dagster.lib.teaching.catalogue import load_catalogue, prices_version, teacher_version
 from cogumi_dagster.lib.training.memory import give_back_memory
@@ -276,7 +276,7 @@ def named_teacher_versions(settings: ProfileResource, fields: Sequence[str]) -> 
 
 def task_versions(tasks: str, partition: str | None) -> dict[str, str]:
     """The version of each family of tasks that an asset draws from, as if it were an input artifact."""
-    return {_label("tasks", name): family_version(name) for name in TASKS[tasks](partition)}
+    return {_label("tasks", name): judged_version(name) for name in TASKS[tasks](partition)}
 
 
 def _label(asset: str, partition: str | None) -> str:

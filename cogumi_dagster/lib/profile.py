@@ -390,10 +390,11 @@ class Profile(Section):
     @property
     def taught_tokens(self) -> int:
         """Room that an answer needs where a model teaches: as much as it had. The solver's answers are short, and each
-        family of tasks says how long; the packaged student's that are longer are not kept."""
-        mixed = {one.teacher for mix in self.teaching.mix.values() for one in mix}
-        models = mixed | {*self.modifiers.cascade, self.strategy.teacher}
-        return self.teaching.max_tokens if models - {"solver", "local"} else 0
+        family of tasks says how long; the packaged student's that are longer are kept where it is the strategy's
+        teacher, and only there."""
+        mixed = {one.teacher for mix in self.teaching.mix.values() for one in mix} | {*self.modifiers.cascade}
+        models = (mixed - {"local"}) | {self.strategy.teacher}
+        return self.teaching.max_tokens if models - {"solver"} else 0
 
 
 PROFILES = Path(__file__).resolve().parents[2] / "resources" / "profiles"

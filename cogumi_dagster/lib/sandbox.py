@@ -6,12 +6,13 @@ whose ``__eq__`` is always true gains nothing.
 
 The box: no network, no environment, no process or file of the host but the interpreter and the shared
 libraries (read only), a small tmpfs as the only place to write, an unprivileged uid, and limits on CPU time,
-wall time, memory, processes, file size and output. It fails closed: where bubblewrap cannot run, programs
-are not run at all.
+wall time, memory, processes, file size and output, and no system call whose memory these do not bind. It fails
+closed: where bubblewrap cannot run, programs are not run at all.
 """
 
 import json
 import os
+import platform
 import selectors
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.sandbox_filter import as_pipe, system_calls
 from cogumi_dagster.lib.sandbox_values import Opaque, Outcome, compare, parse_outcomes, same
 
 __all__ = ["Job", "Opaque", "Outcome", "Sandbox", "SandboxResult", "compare", "same", "sandbox_available"]
@@ -88,19 +90,18 @@ class Sandbox:
         job = json.dumps({"source": source, "expressions": list(expressions)}).encode()
         if len(job) > JOB_BYTES:
             return _failed("error", f"the program is longer than {JOB_BYTES} bytes", len(expressions), 0.0)
-        job_read, job_write = os.pipe()
+        job_read, filtered = as_pipe(job), as_pipe(system_calls() or b"")
         out_read, out_write = os.pipe()
         started = time.monotonic()
         with os.fdopen(out_read, "rb", buffering=0) as results:
             try:
-                os.write(job_write, job)
                 process = subprocess.Popen(
-                    [*self._command(interpreter), str(out_write)],
+                    [*self._command(interpreter, filtered), str(out_write)],
                     stdin=job_read, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-                    pass_fds=(out_write,), env={}, cwd="/", bufsize=0,
+                    pass_fds=(out_write, filtered), env={}, cwd="/", bufsize=0,
                 )  # fmt: skip
             finally:
-                for descriptor in (job_read, job_write, out_write):
+                for descriptor in (job_read, filtered, out_write):
                     os.close(descriptor)
             with process:
                 try:
@@ -121,7 +122,7 @@ class Sandbox:
         reason = {"timeout": f"stopped after {self.seconds:g} s", "overflow": "too much output"}.get(end, "")
         return SandboxResult(end, reason, tuple(values), seconds)
 
-    def _command(self, interpreter: Path) -> list[str]:
+    def _command(self, interpreter: Path, filtered: int) -> list[str]:
         """From the outside in: drop root, enter empty namespaces, set the limits, start the driver."""
         bubblewrap, prlimit = _tool("bwrap"), _tool("prlimit")
         become_nobody = (
@@ -133,7 +134,7 @@ class Sandbox:
             bubblewrap, "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent", "--new-session",
             "--cap-drop", "ALL", "--clearenv", "--hostname", "sandbox", "--uid", str(NOBODY), "--gid", str(NOBODY),
             *_mounts(interpreter, prlimit), "--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp",
-            "--remount-ro", "/", "--chdir", "/tmp",
+            "--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(filtered),
         ]  # fmt: skip
         memory, cpu = self.memory_mb << 20, max(1, round(self.seconds))
         limits = [
@@ -143,7 +144,6 @@ class Sandbox:
         return [*become_nobody, *box, "--", *limits, str(interpreter), "-I", "-S", "-B", "-c", _driver()]
 
 
-@cache
 def sandbox_available() -> tuple[bool, str]:
     """Whether programs can be run safely here (found out by running one), and if not why, with the mend."""
     if not sys.platform.startswith("linux"):
@@ -151,6 +151,8 @@ def sandbox_available() -> tuple[bool, str]:
     missing = [tool for tool in ("bwrap", "prlimit", "setpriv") if shutil.which(tool) is None]
     if missing:
         return False, f"not installed: {', '.join(missing)}; {_MEND}"
+    if system_calls() is None:
+        return False, f"no filter of system calls is known for {platform.machine()}; run it on x86_64 or aarch64"
     if _interpreter() is None:
         return False, f"bubblewrap does not work here: {_probe_note()}; {_MEND}"
     return True, "bubblewrap runs"

@@ -51,13 +51,14 @@ GOOD: dict[str, tuple[Sequence[Claim], Report]] = {
             "regresses": False,
             "repaired": share(90, 200),
             "kept": share(99, 100),
-            "benchmarks": [],
+            "not_run": 0,
+            "benchmarks": [{"base": share(10, 164), "not_run": ""}],
             "near_lessons": 0,
             "contaminated_lessons": 0,
         },
     ),
     "strategy_journal": (strategy.STRATEGY_JOURNAL, {"strategies": 3}),
-    "learned_strategy": (strategy.LEARNED_STRATEGY, {"traces": 100, "rejected": 2, "imbalance": 0.01}),
+    "learned_strategy": (strategy.LEARNED_STRATEGY, {"traces": 98, "wanted": 100, "rejected": 2, "imbalance": 0.01}),
     "strategy_adapter": (strategy.STRATEGY_ADAPTER, {"loss_first": 1.0, "loss_last": 0.2}),
     "strategy_evaluation": (
         strategy.STRATEGY_EVALUATION,
@@ -86,12 +87,13 @@ MISSES: list[tuple[str, str, Callable[[Report], Any]]] = [
     ("packaged_modifier", "within_budget", lambda r: r["package"].update(bytes_after=10**9)),
     ("modifier_evaluation", "repairs_failures", lambda r: r.update(improves=False)),
     ("modifier_evaluation", "keeps_successes", lambda r: r.update(regresses=True)),
+    ("modifier_evaluation", "all_judged", lambda r: r["benchmarks"][0].update(not_run="no sandbox")),
     ("modifier_evaluation", "repaired_share", lambda r: r.update(repaired=share(50, 200))),
     ("modifier_evaluation", "kept_share", lambda r: r.update(kept=share(97, 100))),
     ("modifier_evaluation", "held_out_is_new", lambda r: r.update(near_lessons=1)),
     ("modifier_evaluation", "benchmark_is_new", lambda r: r.update(contaminated_lessons=1)),
     ("strategy_journal", "strategies_tried", lambda r: r.update(strategies=1)),
-    ("learned_strategy", "verified_share", lambda r: r.update(rejected=80)),
+    ("learned_strategy", "verified_share", lambda r: r.update(wanted=400)),
     ("learned_strategy", "classes_balanced", lambda r: r.update(imbalance=0.2)),
     ("strategy_adapter", "loss_fell", lambda r: r.update(loss_last=1.1)),
     ("strategy_evaluation", "better_than_untrained", lambda r: r["untrained_balanced_accuracy"].update(value=0.97)),
@@ -130,7 +132,12 @@ def test_what_misses_a_claim_fails_it(asset: str, name: str, change: Callable[[R
     ("asset", "name", "change"),
     [
         ("cascade_examples", "tiers_on_target", lambda r: r.update(missing_tiers=[2])),
-        ("modifier_evaluation", "keeps_successes", lambda r: r.update(kept=share(0, 0))),
+        ("modifier_evaluation", "keeps_successes", lambda r: r.update(kept=share(0, 0), benchmarks=[])),
+        (
+            "modifier_evaluation",
+            "keeps_successes",
+            lambda r: r.update(kept=share(0, 0), benchmarks=[{"base": share(0, 164), "not_run": ""}]),
+        ),
         ("modifier_evaluation", "kept_share", lambda r: r.update(kept=share(0, 0))),
         ("strategy_evaluation", "suites_reach_aims", lambda r: r.update(suites=[])),
     ],
@@ -148,5 +155,12 @@ def test_an_adapter_that_is_worse_gains_nothing_however_small_p() -> None:
 
 
 def test_a_benchmark_that_regresses_is_evaluated_where_the_base_had_nothing_to_keep() -> None:
-    found = verdicts("modifier_evaluation", lambda r: r.update(kept=share(0, 0), benchmarks=[{}], regresses=True))
+    found = verdicts("modifier_evaluation", lambda r: r.update(kept=share(0, 0), regresses=True))
     assert found["keeps_successes"].value == 0.0
+
+
+def test_traces_that_were_never_drawn_count_against_the_verified_share() -> None:
+    shares = [verdicts("learned_strategy", change)["verified_share"].value for change in (
+        lambda r: r.update(traces=50, rejected=0), lambda r: r.update(traces=75, rejected=25, wanted=None),
+    )]  # fmt: skip
+    assert shares == [0.5, 0.75], "an older report does not say what was wanted"

@@ -89,6 +89,12 @@ def test_profiles_cannot_be_changed() -> None:
         Profile(name="x").seed = 3  # type: ignore[misc]
 
 
+def test_answers_have_the_room_of_a_strategy_s_teacher_that_is_a_model() -> None:
+    strategy = {"teacher": "local"}
+    assert Profile(name="x").taught_tokens == 0, "the cascade's local answers that are longer are not kept"
+    assert Profile.model_validate({"name": "x", "strategy": strategy}).taught_tokens == 192
+
+
 def test_a_setting_that_came_later_is_no_part_of_a_configuration_while_off() -> None:
     """Or a new version would make all again that was trained before it."""
     assert "position_skips" not in LoraConfig().model_dump(mode="json")

@@ -198,7 +198,7 @@ def test_fails_closed_without_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.shutil, "which", lambda name: None)
-    usable, reason = module.sandbox_available.__wrapped__()
+    usable, reason = module.sandbox_available()
     assert not usable and "bwrap" in reason and "apt-get install" in reason
 
 

@@ -22,6 +22,18 @@ needs_sandbox = pytest.mark.skipif(not sandbox_available()[0], reason=sandbox_av
 BOX = Sandbox(seconds=3.0, memory_mb=256)
 WRONG = "def f(x):\n    return None\n"
 
+SEGMENTS = """import ctypes
+C = ctypes.CDLL(None)
+C.shmat.restype = ctypes.c_void_p
+def segments(number):
+    made = [name for name in (C.shmget(n + 1, 64 << 20, 0o1600) for n in range(number)) if name >= 0]
+    for name in made:
+        place = C.shmat(name, None, 0)
+        ctypes.memset(place, 1, 64 << 20)
+        C.shmdt(ctypes.c_void_p(place))
+    return len(made)
+"""
+"""Memory that stays after it was let go of, so that no limit on addresses counts it."""
 ATTACKS = {
     "equal to everything": "class A:\n    __eq__ = lambda s, o: True\n    __hash__ = lambda s: 0\ndef f(x): return A()",
     "an int that is equal to everything": "class A(int):\n    __eq__ = lambda s, o: True\n    __hash__ = lambda s: 0\n"
@@ -54,6 +66,9 @@ ATTACKS = {
     "threads": "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(9,)).start()",
     "memory": "x = [bytearray(10**7) for _ in range(10**4)]",
     "shared memory": "open('/dev/shm/x', 'wb').write(b'x' * 10**9)",
+    "shared segments": f"{SEGMENTS}segments(10**4)",
+    "memory files": "import os\nfiles = [os.memfd_create(str(n)) for n in range(50)]\n"
+    "for file in files: os.write(file, b'x' * 8 * 10**6)",
     "the disk": "f = open('/tmp/x', 'wb')\nwhile True: f.write(b'x' * 10**6)",
     "a thousand files": "for n in range(10**5): open(f'/tmp/{n}', 'w').write('x')",
     "a gigabyte of output": "import os\nfor _ in range(10**4): os.write(1, b'x' * 10**5)",
@@ -90,6 +105,13 @@ def test_the_box_holds_after_an_attack() -> None:
     for name in ("a fork bomb", "the disk", "a signal to all", "memory"):
         BOX.evaluate(ATTACKS[name], ["1"])
     assert BOX.evaluate("def f(x): return x * x", ["f(2)"]).outcomes[0].value == 4
+
+
+@needs_sandbox
+def test_no_memory_that_no_limit_counts() -> None:
+    calls = ["segments(2)", "C.msgget(1, 0o1600)", "C.memfd_create(b'x', 0)", "C.getppid() >= 0"]
+    outcomes = BOX.evaluate(SEGMENTS, calls).outcomes
+    assert [outcome.value for outcome in outcomes] == [0, -1, -1, True]
 
 
 @needs_sandbox

@@ -8,7 +8,12 @@ from cogumi_dagster.defs.claims import Claim, ratio
 
 def _keeps(report: Mapping[str, Any]) -> float | None:
     """Not evaluated where the base had nothing right that could be broken."""
-    return 1.0 - float(report["regresses"]) if report["kept"]["count"] or report["benchmarks"] else None
+    rows = (report["kept"]["count"], *(row["base"]["successes"] for row in report["benchmarks"]))
+    return 1.0 - float(report["regresses"]) if any(rows) else None
+
+
+def _unjudged(report: Mapping[str, Any]) -> int:
+    return int(report["not_run"] + sum(bool(row["not_run"]) for row in report["benchmarks"]))
 
 
 def _off_target(report: Mapping[str, Any]) -> int | None:
@@ -41,8 +46,9 @@ PACKAGED_MODIFIER = (
     Claim("within_budget", lambda m: m["package"]["bytes_after"] / 1e6, "packed bytes, in MB", at_most="modifier_mb"),
 )  # fmt: skip
 MODIFIER_EVALUATION = (
-    Claim("repairs_failures", "improves", "more repairs than breaks, beyond chance (McNemar, p < 0.05) and above the noise floor", at_least=1.0),
-    Claim("keeps_successes", _keeps, "no more breaks than repairs beyond chance, here and on a public benchmark, and of what the base repeats no more than a re-run breaks (without one: 2 %)", at_least=1.0),
+    Claim("repairs_failures", "improves", "more repairs than breaks, beyond chance (p < 0.05) and above the noise floor", at_least=1.0),
+    Claim("keeps_successes", _keeps, "no more breaks than repairs beyond chance, here and on a public benchmark, nor than a re-run of the base breaks (without one: 2 %)", at_least=1.0),
+    Claim("all_judged", _unjudged, "held-out tasks and benchmarks that could not be judged (no sandbox); the gate is then shut", at_most=0),
     Claim("repaired_share", "repaired", "share of the base's failures repaired", at_least=0.30),
     Claim("kept_share", "kept", "share of the base's successes kept", at_least=0.98),
     Claim("held_out_is_new", "near_lessons", "held-out tasks of which it was taught a near-duplicate", at_most=0),

@@ -15,7 +15,13 @@ from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.quantize import unquantize_file
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, export_adapter
 from cogumi_dagster.lib.modifiers.train import task_pairs, train_on_served_weights
-from cogumi_dagster.lib.strategy.evaluate import ADAPTER, StrategyEvaluation, answer_stages, evaluate_strategy
+from cogumi_dagster.lib.strategy.evaluate import (
+    ADAPTER,
+    StrategyEvaluation,
+    answer_stages,
+    ask_teacher,
+    evaluate_strategy,
+)
 from cogumi_dagster.lib.strategy.journal import JournalReport, keep_journal
 from cogumi_dagster.lib.strategy.problems import strategy_family
 from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher, SolverTeacher, StrategyTeacher
@@ -160,29 +166,33 @@ def strategy_adapter(step: Step) -> TrainingReport:
 def strategy_evaluation(step: Step) -> StrategyEvaluation:
     """Untrained student, student told the strategy, student with adapter (served, and on the base's weights in 16 bit),
     and teacher (also told its strategy, where it is a model), on the same class-balanced problems."""
-    strategy = step.profile.strategy
+    strategy, seed = step.profile.strategy, step.profile.seed
     (adapter,), (learned,) = step.inputs["strategy_adapter"].values(), step.inputs["learned_strategy"].values()
     adapters, family = {ADAPTER: adapter.path / ADAPTER_FILE}, strategy_family(step.name)
+    text = json.loads((learned.path / STRATEGY_FILE).read_text())["text"]
     base, whole = step.path("gguf_model") / MODEL_FILE, step.scratch / "16-bit.gguf"
+    count = strategy.test_problems
+    with _teacher(step) as teacher:
+        taught = ask_teacher(teacher, family, text, count=count, seed=seed, progress=step.progress) if teacher else None
     unquantize_file(base, whole)
     with step.inference.engine(whole, adapters, step.answers, made_for=base) as engine:
-        unquantized = answer_stages(engine, family, count=strategy.test_problems, seed=step.profile.seed)
-    with _teacher(step) as teacher, step.inference.engine(base, adapters, step.answers) as engine:
+        unquantized = answer_stages(engine, family, count=count, seed=seed)
+    with step.inference.engine(base, adapters, step.answers) as engine:
         return evaluate_strategy(
             engine,
             family,
             step.out,
-            strategy=json.loads((learned.path / STRATEGY_FILE).read_text())["text"],
+            strategy=text,
             batch=strategy.batch_problems,
             unquantized=unquantized,
-            teacher=teacher,
-            count=strategy.test_problems,
+            taught=taught,
+            count=count,
             suite_share=strategy.suite_share,
             training_seconds=adapter.manifest.metrics["report"]["seconds"],
             teaching_usd=learned.manifest.metrics["report"]["usd"],
             machine_usd_per_hour=strategy.machine_usd_per_hour,
             prices=step.teachers.catalogue.prices(),
-            seed=step.profile.seed,
+            seed=seed,
             progress=step.progress,
         )
 

@@ -98,9 +98,14 @@ def machine_seconds(engine: Engine, answers: Sequence[Answered]) -> float:
 
 
 def accuracy(answers: Sequence[Answered]) -> Proportion:
-    """Passed of judged; what was not run does not count."""
+    """Passed of judged; what was not run does not count. The interval is over kinds of tasks."""
     judged = [answer for answer in answers if answer.verdict.passed is not None]
-    return Proportion.of([answer.passed for answer in judged])
+    return Proportion.of([answer.passed for answer in judged], [kind_of(answer.task) for answer in judged])
+
+
+def kind_of(task: Task) -> str:
+    """What tasks that come out right or wrong together have in common; of most only their own name."""
+    return task.kind or task.id
 
 
 def majority_of(tasks: Sequence[Task]) -> Proportion:

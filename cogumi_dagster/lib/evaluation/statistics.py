@@ -53,13 +53,13 @@ class Proportion:
             return cls(successes, count)
         if count != len(groups):
             raise CogumiError(f"{len(groups)} groups for {count} flags", "give one each")
-        residuals: dict[Hashable, float] = {}
+        residuals: Counter[Hashable] = Counter()  # times count, and so exact
         for group, flag in zip(groups, chosen, strict=True):
-            residuals[group] = residuals.get(group, 0.0) + float(flag) - successes / count
+            residuals[group] += count * bool(flag) - successes
         many = len(residuals)
         if many == count:
             return cls(successes, count)
-        spread = math.fsum(residual**2 for residual in residuals.values()) * many / max(many - 1, 1)
+        spread = sum(residual**2 for residual in residuals.values()) / count**2 * many / max(many - 1, 1)
         tells = min(count, successes * (1 - successes / count) * count / spread) if spread > 0 else many
         return cls(successes, count, tells)
 
@@ -69,7 +69,7 @@ class Proportion:
 
     @property
     def interval(self) -> tuple[float, float]:
-        if self.effective is None:
+        if self.effective is None or not self.count:
             return wilson(self.successes, self.count)
         return wilson(self.value * self.effective, self.effective)
 
@@ -170,6 +170,22 @@ def mcnemar(b: int, c: int) -> float:
     logs = [math.lgamma(total + 1) - math.lgamma(k + 1) - math.lgamma(total - k + 1) for k in range(fewer + 1)]
     tail = math.fsum(math.exp(value - total * math.log(2)) for value in logs)
     return min(1.0, 2 * tail)
+
+
+def sign_flips(differences: Sequence[int]) -> float:
+    """Exact two-sided p of the sum of ``differences``, where each may as well have had the other sign.
+
+    One difference is the wins less the losses of items that come out alike. With an item to each it is McNemar's test.
+    """
+    moved = [abs(difference) for difference in differences if difference]
+    seen, sums = abs(sum(differences)), Counter({0: 1})
+    for size in moved:
+        flipped: Counter[int] = Counter()
+        for total, ways in sums.items():
+            flipped[total + size] += ways
+            flipped[total - size] += ways
+        sums = flipped
+    return sum(ways for total, ways in sums.items() if abs(total) >= seen) / 2 ** len(moved)
 
 
 def bootstrap(

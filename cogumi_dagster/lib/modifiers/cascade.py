@@ -5,7 +5,7 @@ verifier and carries its tier, teacher and cost. Targets of the tier mix are the
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -130,6 +130,7 @@ def run_cascade(
         engine_version=engine_version,
     )
     cascade = _Cascade(asker, clusters, verify, max_tokens, {task.id: task for task in failures})
+    cascade.leave_unjudged()
     for teacher in known:
         cascade.ask(teacher, samples_tier1 if teacher.tier == 1 and teacher.provider != "solver" else 1, progress)
         if left := cascade.unpaid - set(cascade.rows):
@@ -155,13 +156,22 @@ class _Cascade:
     reached: dict[int, set[str]] = field(default_factory=dict)
     rejections: Counter[str] = field(default_factory=Counter)
     cached: int = 0
+    unjudged: Collection[str] = ()
     unpaid: set[str] = field(default_factory=set)
     """Tasks that a teacher was not asked because the budget was used up."""
+
+    def leave_unjudged(self) -> None:
+        """Ask nobody what nothing can judge: families of which not even the solver's answer gets a verdict."""
+        first = {task.family: task for task in reversed(self.tasks.values()) if task.solution is not None}
+        unjudged = {name for name, task in first.items() if self.verify(task, str(task.solution)).passed is None}
+        self.unjudged = {name for name, task in self.tasks.items() if task.family in unjudged}
+        if self.unjudged:
+            self.rejections["nobody asked: no sandbox"] += len(self.unjudged)
 
     def ask(self, teacher: Teacher, samples: int, progress: Progress) -> None:
         """Have one teacher try what is still open, as often as ``samples``."""
         for sample in range(samples):
-            todo = [task for name, task in self.tasks.items() if name not in self.rows]
+            todo = [task for name, task in self.tasks.items() if not (name in self.rows or name in self.unjudged)]
             if not todo:
                 return
             if not self.asker.why_not(teacher.name):

@@ -1,13 +1,30 @@
 """Base against base + modifier on held-out tasks, served: repairs, keeps, the noise floor, and the double gate."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cogumi_dagster.lib.curation.decontamination import decontaminate
-from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, by_family, discordant, majority_of
+from cogumi_dagster.lib.evaluation.answers import (
+    Answered,
+    accuracy,
+    answer_tasks,
+    by_family,
+    discordant,
+    kind_of,
+    majority_of,
+)
 from cogumi_dagster.lib.evaluation.humaneval import Problem, answer_problems, benchmark_prompts, load_problems
-from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Estimate, Proportion, bootstrap, mcnemar, wilson
+from cogumi_dagster.lib.evaluation.statistics import (
+    SIGNIFICANCE,
+    Estimate,
+    Proportion,
+    bootstrap,
+    mcnemar,
+    sign_flips,
+    wilson,
+)
 from cogumi_dagster.lib.inference import Engine
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.modifiers.failures import MODIFIER_DOMAINS, held_out_tasks
@@ -37,8 +54,8 @@ class FamilyRow:
 
 @dataclass(frozen=True)
 class KindsRow:
-    """Held-out tasks of kinds that no lesson had (``Task.split_by``: the words of an automation request, an
-    expression), and how the modifier does on them. The other held-out tasks have new values in what was taught."""
+    """Held-out tasks of kinds (``Task.kind``: the words of a request, an expression's form) that no lesson had, and how
+    the modifier does on them. The other held-out tasks have new values in what was taught."""
 
     kinds: int
     base: Proportion
@@ -59,19 +76,22 @@ class NoiseFloor:
 
 
 @dataclass(frozen=True)
-class SteadyRow:
-    """The base's successes that are no luck: right greedily and in all its re-runs but one, and how many of them that
-    one (``again``) and the modifier keep, neither of which chose them. Counts are of the mean re-run left out; p is
-    McNemar's."""
+class RerunRow:
+    """How many of the base's successes a re-run of it (``again``) and the modifier keep, neither of which chose them.
+    Counts are of the mean re-run; p is of a sign-flip test over kinds."""
 
     again: Proportion
     modified: Proportion
     p_value: float
 
+    @property
+    def regresses(self) -> bool:
+        return self.modified.successes < self.again.successes and self.p_value < SIGNIFICANCE
+
 
 @dataclass(frozen=True)
 class CrossRow:
-    """A modifier on its own held-out tasks, or on a domain that it was not made for. p is McNemar's."""
+    """A modifier on its own held-out tasks, or on a domain that it was not made for. p is as in ModifierReport."""
 
     domain: str
     base: Proportion
@@ -100,12 +120,14 @@ class BenchmarkRow:
 @dataclass(frozen=True)
 class ModifierReport:
     """Both on the same held-out tasks (split ``test``). ``majority`` is what each family's commonest answer gets.
-    Intervals are over kinds of tasks (``Task.split_by``): those of one kind are right or wrong together.
+    Intervals are over kinds of tasks (``Task.kind``): those of one kind are right or wrong together. So are tests:
+    ``sign_flips`` of each kind's repairs less its breaks, McNemar's exact test where each task is a kind.
 
-    The gate has two sides. Repair: McNemar's exact test finds more repairs than breaks (p < 0.05), and the interval of
-    the repaired share lies above the noise floor's. No regression: that test finds more breaks neither here nor on a
-    public benchmark, nor among the ``steady`` successes more than a re-run of the base breaks, and the interval of the
-    broken share does not lie above what is allowed: the floor's, or without re-runs ``ALLOWED_BREAKS``.
+    The gate has two sides. Repair: more repairs than breaks (p < 0.05), and the interval of the repaired share lies
+    above the noise floor's. No regression: more breaks neither here nor on a public benchmark, nor than a re-run of the
+    base breaks of its successes (``rerun``) and of those that are no luck, which are right in all its re-runs but that
+    one (``steady``); without re-runs the interval of the broken share does not lie above ``ALLOWED_BREAKS``. It stays
+    shut where something could not be judged.
     """
 
     tasks: int
@@ -116,7 +138,8 @@ class ModifierReport:
     repaired: Proportion
     kept: Proportion
     noise: NoiseFloor | None
-    steady: SteadyRow | None
+    rerun: RerunRow | None
+    steady: RerunRow | None
     p_value: float
     net_gain: float
     improves: bool
@@ -178,7 +201,7 @@ def evaluate_modifier(
     taught = NearDuplicates([task for task, _ in lessons])
     benchmarks = [_humaneval(engine, modifier, problems, part)] if problems else []
     return replace(
-        compare(base, modified, again, benchmarks, split="test"),
+        compare(base, modified, again, benchmarks, {task.kind for task, _ in lessons}, split="test"),
         domains=tuple(crossed),
         near_lessons=sum(task in taught for task in tasks),
         contaminated_lessons=_contaminated(lessons),
@@ -229,46 +252,51 @@ def compare(
     modified: Sequence[Answered],
     again: Sequence[Sequence[Answered]] = (),
     benchmarks: Sequence[BenchmarkRow] = (),
+    taught: Collection[str] = (),
     *,
     split: str,
 ) -> ModifierReport:
-    """The figures of two lists of answers to the same tasks; ``again`` are the base's re-runs of them."""
+    """The figures of two lists of answers to the same tasks; ``again`` are the base's re-runs of them, ``taught`` the
+    kinds of tasks that there were lessons of."""
     pairs = _judged(zip(base, modified, strict=True))
     repaired, broken = _changes(pairs)
     of_failures, of_successes = [m for b, m in pairs if not b.passed], [m for b, m in pairs if b.passed]
-    noise, steady = (_noise(base, again), _steady(base, modified, again)) if again else (None, None)
-    p_value = mcnemar(repaired, broken)
+    noise = _noise(base, again) if again else None
+    rerun, steady = (_against_reruns(base, modified, again, only) for only in (False, True)) if again else (None, None)
+    p_value = _p_value(pairs)
     improves = repaired > broken and p_value < SIGNIFICANCE
     regresses = (broken > repaired and p_value < SIGNIFICANCE) or any(row.regresses for row in benchmarks)
-    allowed = ALLOWED_BREAKS
-    if noise is not None and steady is not None:
-        allowed = noise.broken.interval[1]
-        improves &= _share(of_failures).interval[0] > noise.repaired.interval[1]
-        regresses |= steady.modified.successes < steady.again.successes and steady.p_value < SIGNIFICANCE
-    regresses |= bool(of_successes) and wilson(broken, len(of_successes))[0] > allowed
+    if noise is not None and rerun is not None and steady is not None:
+        improves &= accuracy(of_failures).interval[0] > noise.repaired.interval[1]
+        regresses |= rerun.regresses or steady.regresses
+    else:
+        regresses |= bool(of_successes) and wilson(broken, len(of_successes))[0] > ALLOWED_BREAKS
+    not_run = len(base) - len(pairs)
+    judged = not not_run and not any(row.not_run for row in benchmarks)
     first: Mapping[str, Proportion] = by_family(base)
     second = by_family(modified)
     return ModifierReport(
         tasks=len(pairs),
         split=split,
         majority=majority_of([b.task for b, _ in pairs]),
-        base=_share([b for b, _ in pairs]),
-        modified=_share([m for _, m in pairs]),
-        repaired=_share(of_failures),
-        kept=_share(of_successes),
+        base=accuracy([b for b, _ in pairs]),
+        modified=accuracy([m for _, m in pairs]),
+        repaired=accuracy(of_failures),
+        kept=accuracy(of_successes),
         noise=noise,
+        rerun=rerun,
         steady=steady,
         p_value=p_value,
         net_gain=(repaired - broken) / max(1, len(pairs)),
         improves=improves,
         regresses=regresses,
-        gate_passed=improves and not regresses,
-        not_run=len(base) - len(pairs),
+        gate_passed=improves and not regresses and judged,
+        not_run=not_run,
         families=tuple(
             FamilyRow(name, first[name], second[name], majority_of([b.task for b, _ in pairs if b.task.family == name]))
             for name in sorted(first)
         ),
-        new_kinds=_kinds([(b, m) for b, m in pairs if b.task.split_by]),
+        new_kinds=_kinds([(b, m) for b, m in pairs if b.task.kind and b.task.kind not in taught]),
         benchmarks=tuple(benchmarks),
     )
 
@@ -279,20 +307,16 @@ Pairs = Sequence[tuple[Answered, Answered]]
 def _kinds(pairs: Pairs) -> KindsRow | None:
     kinds: dict[str, list[bool]] = {}
     for _, answer in pairs:
-        kinds.setdefault(answer.task.split_by, []).append(answer.passed)
+        kinds.setdefault(answer.task.kind, []).append(answer.passed)
     if not kinds:
         return None
     shares = [sum(passed) / len(passed) for passed in kinds.values()]
     return KindsRow(
         len(kinds),
-        _share([b for b, _ in pairs]),
-        _share([m for _, m in pairs]),
+        accuracy([b for b, _ in pairs]),
+        accuracy([m for _, m in pairs]),
         bootstrap(shares, lambda drawn: float(drawn.mean()), seed=0),
     )
-
-
-def _share(answers: Sequence[Answered]) -> Proportion:
-    return Proportion.of([a.passed for a in answers], [a.task.split_by or a.task.id for a in answers])
 
 
 def _judged(pairs: Iterable[tuple[Answered, Answered]]) -> Pairs:
@@ -305,34 +329,46 @@ def _changes(pairs: Pairs) -> tuple[int, int]:
     return discordant([o for _, o in pairs], [b for b, _ in pairs])
 
 
+def _p_value(pairs: Pairs) -> float:
+    """Of as many repairs as breaks."""
+    moved: Counter[str] = Counter()
+    for before, after in pairs:
+        moved[kind_of(before.task)] += after.passed - before.passed
+    return sign_flips(list(moved.values()))
+
+
 def _noise(base: Sequence[Answered], again: Sequence[Sequence[Answered]]) -> NoiseFloor:
     pairs = [pair for run in again for pair in _judged(zip(base, run, strict=True))]
-    repaired, broken = _changes(pairs)
-    failures = sum(not b.passed for b, _ in pairs)
-    runs = len(again)
+    failed, right = [(b, o) for b, o in pairs if not b.passed], [(b, o) for b, o in pairs if b.passed]
     return NoiseFloor(
-        runs,
+        len(again),
         NOISE_TEMPERATURE,
-        Proportion(round(repaired / runs), round(failures / runs)),
-        Proportion(round(broken / runs), round((len(pairs) - failures) / runs)),
+        _mean_run(failed, [o.passed for _, o in failed], len(again)),
+        _mean_run(right, [not o.passed for _, o in right], len(again)),
     )
 
 
-def _steady(base: Sequence[Answered], modified: Sequence[Answered], again: Sequence[Sequence[Answered]]) -> SteadyRow:
+def _against_reruns(
+    base: Sequence[Answered], modified: Sequence[Answered], again: Sequence[Sequence[Answered]], steady: bool
+) -> RerunRow:
+    """On the base's successes; the ``steady`` ones are right in all its re-runs but the one that they are kept by."""
     chosen: list[tuple[Answered, Answered]] = []
     for left_out, run in enumerate(again):
-        others = [base, *again[:left_out], *again[left_out + 1 :]]
-        steady = [all(answer.passed for answer in answers) for answers in zip(*others, strict=True)]
-        chosen += [pair for pair, of in zip(zip(run, modified, strict=True), steady, strict=True) if of]
+        others = [base, *again[:left_out], *again[left_out + 1 :]] if steady else [base]
+        right = [all(answer.passed for answer in answers) for answers in zip(*others, strict=True)]
+        chosen += [pair for pair, of in zip(zip(run, modified, strict=True), right, strict=True) if of]
     pairs, runs = _judged(chosen), len(again)
-    won, lost = _changes(pairs)
-    both = sum(r.passed and m.passed for r, m in pairs)
-    count, by_run, by_modifier = (round(number / runs) for number in (len(pairs), both + lost, both + won))
-    return SteadyRow(
-        Proportion(by_run, count), Proportion(by_modifier, count), mcnemar(round(won / runs), round(lost / runs))
-    )
+    by_run, by_modifier = (_mean_run(pairs, [pair[side].passed for pair in pairs], runs) for side in (0, 1))
+    return RerunRow(by_run, by_modifier, _p_value(pairs))
+
+
+def _mean_run(pairs: Pairs, flags: Sequence[bool], runs: int) -> Proportion:
+    """The share of all re-runs, in tasks of one: as much evidence as one run is, since they are of the same tasks."""
+    count, share = round(len(pairs) / runs), Proportion.of(flags, [kind_of(b.task) for b, _ in pairs])
+    tells = share.effective if share.effective is not None else len(pairs)
+    return Proportion(round(share.successes / runs), count, min(count, tells))
 
 
 def _cross(domain: str, answers: Pairs) -> CrossRow:
     pairs = _judged(answers)
-    return CrossRow(domain, _share([b for b, _ in pairs]), _share([m for _, m in pairs]), mcnemar(*_changes(pairs)))
+    return CrossRow(domain, accuracy([b for b, _ in pairs]), accuracy([m for _, m in pairs]), _p_value(pairs))

@@ -21,7 +21,6 @@ from cogumi_dagster.lib.tasks.library_functions import (
     library_functions,
 )
 
-FAMILY = "code_rehearsal"
 WORDINGS = (
     "Complete this Python function. Reply with one Python code block that holds the whole function.",
     "Write this Python function. Reply with one Python code block that holds the function and its imports.",
@@ -37,7 +36,7 @@ def rehearsal_lessons(count: int, seed: int) -> list[dict[str, Any]]:
     rows = [{"task": task.to_json(), "response": task.solution} for task in tasks]
     kept, _ = decontaminate(rows, benchmark_prompts())
     chosen = [dict(row) for row in kept]
-    seeded(FAMILY, seed).shuffle(chosen)
+    seeded("code_rehearsal", seed).shuffle(chosen)
     return chosen[:count]
 
 
@@ -49,7 +48,7 @@ def _functions() -> list[FurtherFunction | LibraryFunction]:
 def _request(function: FurtherFunction | LibraryFunction, wording: str) -> Task:
     return Task(
         domain="code",
-        family=FAMILY,
+        family=CODE_FUNCTION.name,  # so that a held-out function is seen to be near
         difficulty="medium",
         prompt=f"{wording}\n\n```python\n{function.header}\n```",
         solution=f"```python\n{function.source}\n```",

@@ -9,6 +9,7 @@ from cogumi_dagster.lib.planning.hardware import THIS_MACHINE, Device
 from cogumi_dagster.lib.planning.shapes import ModelShape
 from cogumi_dagster.lib.planning.sizes import adapter_parameters, nf4_bytes
 from cogumi_dagster.lib.profile import LoraConfig, Profile
+from cogumi_dagster.lib.strategy.problems import strategy_family
 from cogumi_dagster.lib.teacher_data import domain_examples, domain_mix
 from cogumi_dagster.lib.training.memory import fits_unpacked
 from cogumi_dagster.lib.training.packing import KEEPS_SCORES
@@ -100,19 +101,34 @@ def sample_texts(profile: Profile, sources: Path) -> Texts:
     return Texts(round(TRAIN_SHARE * examples), total / examples, answers / examples)
 
 
+def strategy_texts(profile: Profile) -> Texts:
+    """The traces of a strategy, a mean over the profile's families, from a few of their lessons; a model's count as in
+    ``sample_texts``."""
+    strategy = profile.strategy
+    lessons = [task for name in strategy.families for task in strategy_family(name).lessons(SAMPLE, profile.seed)]
+    prompt, answer = (
+        sum(len(text.encode()) for text in texts) / max(1, len(lessons)) / BYTES_A_TOKEN
+        for texts in ([task.prompt for task in lessons], [task.solution or "" for task in lessons])
+    )
+    if strategy.teacher != "solver":
+        answer = profile.teaching.max_tokens / 2
+    return Texts(strategy.traces, TEMPLATE_TOKENS + prompt + answer, answer)
+
+
 def base_run(shape: ModelShape, profile: Profile, texts: Texts) -> TrainingRun:
     """The base adapter's training."""
     return training_run("base adapter", shape, profile.training, texts, texts.examples * texts.tokens)
 
 
 def other_runs(shape: ModelShape, profile: Profile, texts: Texts) -> list[TrainingRun]:
-    """The modifiers' and the strategies' training, which depend on what the base gets wrong: at most all steps."""
+    """The modifiers' training, which depends on what the base gets wrong: at most all steps; and a strategy's."""
     runs = []
     for name, rank in profile.modifiers.rank.items():
         ranks = {"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank}
         config = profile.modifiers.training.model_copy(update=ranks)
         runs.append(training_run(f"modifier {name}", shape, config, texts))
-    return [*runs, training_run("strategy", shape, profile.strategy.training, texts)]
+    traces = strategy_texts(profile)
+    return [*runs, training_run("strategy", shape, profile.strategy.training, traces, traces.examples * traces.tokens)]
 
 
 def training_run(

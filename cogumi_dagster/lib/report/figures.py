@@ -82,7 +82,9 @@ def _strategy(reports: Reports) -> list[tuple[str, str]]:
     found = []
     for key, report in reports.get("strategy_evaluation", {}).items():
         rows = [_bar(stage["stage"], stage["balanced_accuracy"]) for stage in report["stages"]]
-        caption = f"Balanced accuracy on {report['problems']} problems; a constant answer to two classes scores 0.5"
+        caption = f"Balanced accuracy on {report['problems']} problems"
+        if (constant := report.get("constant_balanced_accuracy")) is not None:
+            caption += f"; always giving the commonest answer scores {constant:.2g}"
         found += _bars(caption, f"Strategy: {key}", rows, "balanced accuracy")
     return found
 

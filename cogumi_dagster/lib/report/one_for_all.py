@@ -22,6 +22,9 @@ class Compared:
     own_traces: int
     one_traces: int
     """Of this family, in the training of each."""
+    own_steps: int | None
+    one_steps: int | None
+    """Of the training of each, where its report is there."""
 
 
 def one_for_all(refs: Sequence[ArtifactRef]) -> list[Compared]:
@@ -42,8 +45,9 @@ def _compared(made: dict[tuple[str, str | None], ArtifactRef], whole: Path) -> I
         if both:
             first, second = zip(*both, strict=True)
             counts = [_traces(made.get(("learned_strategy", name)), part.name) for name in (part.name, "all")]
+            steps = [_steps(made.get(("strategy_adapter", name))) for name in (part.name, "all")]
             difference = paired_difference(first, second, seed=0)
-            yield Compared(part.name, Proportion.of(first), Proportion.of(second), difference, *counts)
+            yield Compared(part.name, Proportion.of(first), Proportion.of(second), difference, *counts, *steps)
 
 
 def _passed(folder: Path) -> dict[str, bool]:
@@ -56,3 +60,7 @@ def _passed(folder: Path) -> dict[str, bool]:
 def _traces(learned: ArtifactRef | None, family: str) -> int:
     path = learned.path / "traces.jsonl" if learned else None
     return sum(row["family"] == family for row in read_jsonl(path)) if path and path.is_file() else 0
+
+
+def _steps(adapter: ArtifactRef | None) -> int | None:
+    return adapter.manifest.metrics["report"]["steps"] if adapter else None

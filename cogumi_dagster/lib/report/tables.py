@@ -87,13 +87,13 @@ def modifier_tables(reports: Reports) -> Iterator[Table]:
         yield Table(
             "Modifiers",
             "Held-out tasks (split test), served. The gate: more repairs than breaks, beyond chance and beyond what the base "
-            "repairs when it answers again with other seeds (sampling); no more breaks than repairs on a public benchmark; and of "
-            "the successes that the base repeats, no more breaks than in one re-run. New kinds: requests or expressions that no lesson had.",
-            ("modifier", "commonest answers", "base", "with modifier", "failures repaired", "base again repairs", "successes kept", "base again breaks", "of those it repeats: base again keeps", "with modifier", "new kinds, base", "with modifier", "McNemar p", "gate"),
+            "repairs when it answers again with other seeds (sampling); no more breaks than repairs on a public benchmark; of the base's "
+            "successes, and of those that it repeats, no more breaks than in one re-run; and everything judged. New kinds: forms of requests or expressions that no lesson had.",
+            ("modifier", "commonest answers", "base", "with modifier", "failures repaired", "base again repairs", "successes kept", "of them: base again keeps", "with modifier", "of those it repeats: base again keeps", "with modifier", "new kinds, base", "with modifier", "p", "not judged", "gate"),
             tuple(
                 (str(k), proportion(r.get("majority")), proportion(r["base"]), proportion(r["modified"]), proportion(r["repaired"]),
                  proportion(r["noise"]["repaired"]) if r.get("noise") else "not measured", proportion(r["kept"]),
-                 proportion(r["noise"]["broken"]) if r.get("noise") else "not measured", *_steady(r.get("steady")), *_new_kinds(r.get("new_kinds")), number(r["p_value"]), "passed" if r["gate_passed"] else "not passed")
+                 *_rerun(r.get("rerun")), *_rerun(r.get("steady")), *_new_kinds(r.get("new_kinds")), number(r["p_value"]), str(r.get("not_run", "")), "passed" if r["gate_passed"] else "not passed")
                 for k, r in modifiers.items()
             ),
         )  # fmt: skip
@@ -170,9 +170,11 @@ def modifier_tables(reports: Reports) -> Iterator[Table]:
 def strategy_tables(reports: Reports) -> Iterator[Table]:
     """Each study: its journal, its stages and suites, its costs."""
     for key, report in reports.get("strategy_journal", {}).items():
+        unusable = ", ".join(f"{why} {count}" for why, count in report.get("unusable", {}).items())
         yield Table(
             f"Strategy journal: {key}",
             f"Teacher: {report['teacher']}" + (" (stand-in; the student attempts). " if report["stand_in"] else ". ")
+            + (f"Replies that were no strategy: {unusable}. " if unusable else "")
             + f"Strategy {report['best_strategy']} did best: {report['best_text'] or 'none'}",
             ("batch", "strategy", "right", "balanced accuracy", "note"),
             tuple(
@@ -183,13 +185,14 @@ def strategy_tables(reports: Reports) -> Iterator[Table]:
     for key, report in reports.get("strategy_evaluation", {}).items():
         yield Table(
             f"Strategy: {key}",
-            f"{report['problems']} problems of the test split, classes balanced where answers are closed; majority baseline "
-            f"{report['majority']['value']:.2f}, balanced {number(report.get('constant_balanced_accuracy'))}. Suites are of the student with adapter."
+            f"{report['problems']} problems of the test split, classes balanced where answers are closed; always giving the commonest "
+            f"answer has a balanced accuracy of {number(report.get('constant_balanced_accuracy'))}. Suites are of the student with adapter."
             + (f" Not told the strategy: {report['left_out']}." if report.get("left_out") else ""),
-            ("stage or suite", "problems", "accuracy", "easy", "medium", "hard", "in each batch", "balanced accuracy", "recall by class", "exact traces", "aims"),
+            ("stage or suite", "problems", "commonest answer", "accuracy", "easy", "medium", "hard", "in each batch", "balanced accuracy", "recall by class", "exact traces", "aims"),
             tuple(
                 (
-                    row.get("stage") or row["suite"], str(row["problems"]), proportion(row["accuracy"]),
+                    row.get("stage") or row["suite"], str(row["problems"]),
+                    proportion((row if "suite" in row else report).get("majority")), proportion(row["accuracy"]),
                     *(right(row.get(level)) for level in ("easy", "medium", "hard")),
                     ", ".join(f"{one['successes']} of {one['count']}" for one in row.get("batches", ())),
                     proportion(row["balanced_accuracy"]),
@@ -205,7 +208,7 @@ def strategy_tables(reports: Reports) -> Iterator[Table]:
             f"Training {costs['training_seconds']:.0f} s and {costs['seconds_per_answer']:.2f} s an answer of this machine, at "
             f"{costs['machine_usd_per_hour']:.2f} dollars an hour (assumed): training {costs['training_usd']:.4f}, an answer "
             f"{costs['usd_per_answer']:.2e} dollars; the teacher's journal and traces {costs['teaching_usd']:.4f}. Teachers at list price for {costs['prompt_tokens']:.0f} tokens of prompt and "
-            f"{costs['answer_tokens']:.0f} of answer, thinking not counted; the study's own teacher as paid.",
+            f"{costs['answer_tokens']:.0f} of answer, thinking not counted; the study's own teacher as paid; a local teacher's time is not billed and it is left out.",
             ("teacher", "dollars an answer", "times the student's", "training is paid for after"),
             tuple(
                 (t["teacher"], f"{t['usd_per_answer']:.2e}", f"{t['usd_per_answer'] / costs['usd_per_answer']:.1f}" if costs["usd_per_answer"] else "",
@@ -232,12 +235,12 @@ def one_for_all_table(compared: Sequence[Compared]) -> Iterator[Table]:
     if compared:
         yield Table(
             "Strategies: one adapter each, and one for all",
-            "On the same problems, all served; as many training steps each.",
-            ("family", "problems", "own adapter", "traces of it", "one for all", "traces of this family", "difference", "McNemar p"),
+            "On the same problems, all served.",
+            ("family", "problems", "own adapter", "steps of it", "traces of it", "one for all", "steps of the one", "traces of this family", "difference", "McNemar p"),
             tuple(
                 (
-                    row.family, str(row.own.count), proportion(row.own.to_json()), str(row.own_traces),
-                    proportion(row.one.to_json()), str(row.one_traces),
+                    row.family, str(row.own.count), proportion(row.own.to_json()), number(row.own_steps), str(row.own_traces),
+                    proportion(row.one.to_json()), number(row.one_steps), str(row.one_traces),
                     proportion(row.difference.to_json()), number(row.difference.p_value),
                 )
                 for row in compared
@@ -300,7 +303,7 @@ def _ratio(report: Mapping[str, Any]) -> str:
     return f"{report['perplexity_ratio']:.3f}{interval}"
 
 
-def _steady(row: Mapping[str, Any] | None) -> tuple[str, str]:
+def _rerun(row: Mapping[str, Any] | None) -> tuple[str, str]:
     if not row:
         return "not measured", "not measured"
     return proportion(row["again"]), f"{proportion(row['modified'])}, p = {number(row['p_value'])}"

@@ -12,7 +12,8 @@ class TeacherCost:
     teacher: str
     usd_per_answer: float
     """At list price for the same prompt and an answer as long as the student's, what it thinks besides not counted; or
-    what the teacher of the strategy took for the same problems."""
+    what the teacher of the strategy took for the same problems. A local teacher's time is not billed, and it has no
+    row."""
     break_even: int | None
     """Answers after which teaching and training have paid for themselves. None where the teacher's is the cheaper."""
 

@@ -12,7 +12,7 @@ from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.strategy.economics import Economics, economics
 from cogumi_dagster.lib.strategy.journal import balanced_accuracy, constant_baseline
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of, refuse_too_few
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, Suite, classes_of
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Task
@@ -89,6 +89,16 @@ class StrategyEvaluation:
     """Why the student was not told the strategy, where it was not."""
 
 
+@dataclass(frozen=True)
+class Taught:
+    """What a model as teacher answered to the problems of the stages."""
+
+    stages: Mapping[str, Sequence[Answered]]
+    """Without its strategy, and with it where it has one."""
+    usd: Mapping[str, float]
+    """Dollars an answer, by stage. A local teacher's time is not billed, and it is left out."""
+
+
 def evaluate_strategy(
     engine: Engine,
     family: StrategyFamily,
@@ -98,7 +108,7 @@ def evaluate_strategy(
     strategy: str,
     batch: int = 24,
     unquantized: Sequence[Answered] = (),
-    teacher: StrategyTeacher | None = None,
+    taught: Taught | None = None,
     suite_share: float = 0.0,
     training_seconds: float = 0.0,
     teaching_usd: float = 0.0,
@@ -109,27 +119,18 @@ def evaluate_strategy(
 ) -> StrategyEvaluation:
     """``engine`` has the trained adapter loaded under the name ``strategy``, whose text is ``strategy`` too.
 
-    A ``teacher`` answers the same problems without and with the strategy; without one the solver's answers stand.
-    ``unquantized`` are those of the trained student in 16 bit (see ``answer_stages``). The trained student also takes
-    ``suite_share`` of each of the family's suites. ``training_seconds`` are the adapter's, ``teaching_usd`` what the
-    teacher's calls cost, ``prices`` those of the teachers that it is to be compared with (see ``economics``).
+    ``taught`` are the teacher's answers (see ``ask_teacher``); without them the solver's stand. ``unquantized`` are
+    those of the trained student in 16 bit (see ``answer_stages``). The trained student also takes ``suite_share`` of
+    each of the family's suites. ``training_seconds`` are the adapter's, ``teaching_usd`` what the teacher's calls cost,
+    ``prices`` those of the teachers that it is to be compared with (see ``economics``).
+
+    Raises:
+        CogumiError: there are too few problems, or they cannot be judged.
     """
     tasks = family.stage_problems(count, seed)
-    refuse_too_few(tasks, count, "strategy.test_problems")
     suites = family.drawn_suites(suite_share, seed)
     distinct = {task.id: task for _, drawn in suites for task in drawn}
-    part = in_parts(progress, (3 + 2 * (teacher is not None)) * len(tasks) + len(distinct))
-    taught: dict[str, Sequence[Answered]] = {}
-    costs: dict[str, float] = {}
-    if teacher is None:
-        taught["teacher (solver, exact)"] = [_solved(task) for task in tasks]
-    else:  # first: what fails here fails before the student's hours, and what was answered is kept
-        for name, text in {f"teacher ({teacher.name})": "", "teacher, strategy in the prompt": strategy}.items():
-            if taught and not text:
-                continue
-            before = teacher.usd
-            taught[name] = teacher.attempt(tasks, text, part(len(tasks)))
-            costs[name] = (teacher.usd - before) / len(tasks)
+    part = in_parts(progress, 3 * len(tasks) + len(distinct))
     untrained = answer_tasks(engine, tasks, progress=part(len(tasks)))
     told: Sequence[Answered] = ()
     left_out = "" if strategy else "there is none in words"
@@ -145,9 +146,9 @@ def evaluate_strategy(
         **({"student, strategy in the prompt": told} if told else {}),
         "student with adapter": trained,
         **({"student with adapter, served weights in 16 bit": unquantized} if unquantized else {}),
-        **taught,
+        **(taught.stages if taught else {"teacher (solver, exact)": [_solved(task) for task in tasks]}),
     }
-    exact = teacher is None
+    exact = taught is None
     rows = [_row(name, answers, batch, exact) for name, answers in stages.items()]
     by_id = {answer.task.id: answer for answer in answered}
     kept = {**stages, SUITES: answered}
@@ -168,7 +169,7 @@ def evaluate_strategy(
             answer_tokens=sum(answer.completion.completion_tokens for answer in trained) / len(tasks),
             machine_usd_per_hour=machine_usd_per_hour,
             prices=prices or {},
-            measured=costs,
+            measured=taught.usd if taught else {},
         ),
         adapter_balanced_accuracy=balanced_accuracy(trained),
         untrained_balanced_accuracy=balanced_accuracy(untrained),
@@ -177,10 +178,39 @@ def evaluate_strategy(
     )
 
 
+def ask_teacher(
+    teacher: StrategyTeacher,
+    family: StrategyFamily,
+    strategy: str,
+    *,
+    count: int,
+    seed: int,
+    progress: Progress = silent,
+) -> Taught:
+    """The teacher's answers to the problems of the stages, without and with the strategy.
+
+    To be had before the student's: what fails here fails before its hours, and what was answered is kept.
+
+    Raises:
+        CogumiError: there are too few problems, or they cannot be judged; what the teacher raises.
+    """
+    tasks = family.stage_problems(count, seed)
+    texts = {f"teacher ({teacher.name})": "", **({"teacher, strategy in the prompt": strategy} if strategy else {})}
+    part = in_parts(progress, len(texts) * len(tasks))
+    stages: dict[str, Sequence[Answered]] = {}
+    usd: dict[str, float] = {}
+    for stage, text in texts.items():
+        before = teacher.usd
+        stages[stage] = teacher.attempt(tasks, text, part(len(tasks)))
+        if teacher.usd > before:
+            usd[stage] = (teacher.usd - before) / len(tasks)
+    return Taught(stages, usd)
+
+
 def answer_stages(
     engine: Engine, family: StrategyFamily, *, count: int, seed: int, progress: Progress = silent
 ) -> list[Answered]:
-    """The answers of ``engine`` with the adapter to the problems of the stages."""
+    """The answers of ``engine`` with the adapter to the problems of the stages; raises CogumiError as these do."""
     return answer_tasks(engine, family.stage_problems(count, seed), adapter=ADAPTER, progress=progress)
 
 

@@ -19,7 +19,7 @@ from cogumi_dagster.lib.evaluation.statistics import (
 )
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, refuse_too_few, said_in
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, refuse_too_few, refuse_unjudged, said_in
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks.base import Task
 
@@ -60,6 +60,8 @@ class JournalReport:
     stand_in: bool
     entries: tuple[JournalEntry, ...]
     versions: tuple[StrategyVersion, ...]
+    unusable: dict[str, int]
+    """The teacher's replies that were to be a strategy and are none, by why: cut off, refused, too long."""
     usd: float
     """What the teacher's answers cost."""
     strategies: int
@@ -84,16 +86,22 @@ def keep_journal(
     but none after the last, which nothing would try.
 
     It ends early when the strategies no longer help: nothing new comes and the last one has been tried twice without
-    gain, or ``PATIENCE`` strategies long no batch was better than the best before them. Writes journal.jsonl and
-    strategies.json (texts, and which did best).
+    gain, or ``PATIENCE`` strategies long no batch was better than the best before them. A reply that is no strategy
+    (see ``JournalReport.unusable``) is not nothing new: it goes on with the last one. Writes journal.jsonl and
+    strategies.json (texts, which did best, and which of those that are one, to be taught).
+
+    Raises:
+        CogumiError: a batch has too few problems, or answers cannot be judged; what the teacher raises.
     """
     entries: list[JournalEntry] = []
     strategies = [""]
     answered: dict[int, list[Answered]] = {}
+    unusable: Counter[str] = Counter()
     for batch in range(batches):
         current = len(strategies) - 1
         tasks = family.problems(problems, seed + 101 * batch, "train")
         refuse_too_few(tasks, problems, "strategy.batch_problems")
+        refuse_unjudged(tasks)
         answers = teacher.attempt(tasks, strategies[current])
         entry = _entry(batch, current, answers, teacher.reflect(answers))
         entries.append(entry)
@@ -109,8 +117,10 @@ def keep_journal(
             [entry.note for entry in entries], strategies, best, balanced_accuracy(answered[best]).value, examples
         )
         *before, last = (one.balanced_accuracy.value for one in entries if one.strategy == current)
-        if new:
-            strategies.append(new)
+        if new.text:
+            strategies.append(new.text)
+        elif new.unusable:
+            unusable[new.unusable] += 1
         elif before and last <= max(before):
             break
     tried = {version: balanced_accuracy(answers) for version, answers in answered.items()}
@@ -119,6 +129,7 @@ def keep_journal(
     texts = [{"version": version, "text": text} for version, text in enumerate(strategies)]
     kept = {
         "best": best,
+        "taught": _best({version: known for version, known in answered.items() if version} or answered),
         "teacher": teacher.name,
         "stand_in": teacher.stand_in,
         "usd": teacher.usd,
@@ -128,8 +139,8 @@ def keep_journal(
     batches_of = Counter(entry.strategy for entry in entries)
     versions = tuple(StrategyVersion(v, batches_of[v], mean, strategies[v]) for v, mean in tried.items())
     return JournalReport(
-        family.name, teacher.name, teacher.stand_in, tuple(entries), versions, teacher.usd, len(tried), best,
-        tried[best], strategies[best],
+        family.name, teacher.name, teacher.stand_in, tuple(entries), versions, dict(unusable), teacher.usd,
+        len(tried), best, tried[best], strategies[best],
     )  # fmt: skip
 
 

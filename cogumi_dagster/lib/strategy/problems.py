@@ -9,7 +9,7 @@ from typing import TypeVar
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.evaluation.answers import Answered
 from cogumi_dagster.lib.strategy.courses import check_and_take
-from cogumi_dagster.lib.tasks import FAMILIES
+from cogumi_dagster.lib.tasks import FAMILIES, verify
 from cogumi_dagster.lib.tasks.answers import closed_answer
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Difficulty, Split, Task
 from cogumi_dagster.lib.tasks.scheduling import SCHEDULING
@@ -85,15 +85,26 @@ class StrategyFamily:
         return [task for tasks in drawn for task in tasks]
 
     def stage_problems(self, count: int, seed: int) -> list[Task]:
-        """What all stages are measured on: ``count`` problems of the test split."""
-        return self.problems(count, seed + 13, "test")
+        """What all stages are measured on: ``count`` problems of the test split.
+
+        Raises:
+            CogumiError: there are fewer, or they cannot be judged.
+        """
+        tasks = self.problems(count, seed + 13, "test")
+        refuse_too_few(tasks, count, "strategy.test_problems")
+        refuse_unjudged(tasks)
+        return tasks
 
     def drawn_suites(self, share: float, seed: int) -> list[tuple[Suite, list[Task]]]:
         """The suites with their problems, ``share`` of each."""
         return [(suite, suite.problems(share, seed + 17)) for suite in self.suites if share]
 
     def measured_on(self, count: int, share: float, seed: int) -> list[Task]:
-        """All that a student is measured on: ``count`` problems of the stages, and ``share`` of each suite."""
+        """All that a student is measured on: ``count`` problems of the stages, and ``share`` of each suite.
+
+        Raises:
+            CogumiError: see ``stage_problems``.
+        """
         suites = self.drawn_suites(share, seed)
         return [*self.stage_problems(count, seed), *(task for _, drawn in suites for task in drawn)]
 
@@ -301,6 +312,16 @@ def refuse_too_few(tasks: Sequence[Task], wanted: int, setting: str) -> None:
             f"there are only {len(tasks)} problems of that split, {wanted} are wanted ({setting})",
             f"lower {setting}, or take another family",
         )
+
+
+def refuse_unjudged(tasks: Sequence[Task]) -> None:
+    """Raises CogumiError where the verdicts of a family cannot be had: all of its answers would count as wrong."""
+    for task in {task.family: task for task in reversed(tasks)}.values():
+        verdict = verify(task, task.solution or "")
+        if verdict.passed is None:
+            raise CogumiError(
+                f"answers to {task.family} cannot be judged: {verdict.reason}", "install bubblewrap (make sandbox)"
+            )
 
 
 def said_in(answer: Answered) -> str:

@@ -17,7 +17,7 @@ from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, said_in
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
-from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, TOO_LONG, Asker, Request
+from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, TOO_LONG, Asker, Outcome, Request
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Teacher
 from cogumi_dagster.lib.teaching.teach import chat_messages
 
@@ -27,9 +27,13 @@ SHOWN_CHARACTERS, SHOWN_LOCALLY = 8000, 1600
 FAILED_FOR_GOOD = (TOO_LONG, "bad request", "in doubt")
 """Failures of a call that asking again does not mend: the attempt counts as no answer."""
 LONGEST_STRATEGY = 2000
-"""Characters. A longer text is no strategy that a small model could follow."""
+"""Characters a family. A longer text is no strategy that a small model could follow."""
+STRATEGY_WORDS = 200
+"""A family."""
 WRITING_TOKENS = 512
-"""Room for an entry of the journal (at most 120 words) and for a strategy (at most 200)."""
+"""Room for an entry of the journal (at most 120 words), and for a strategy as often as it has families."""
+NO_TEXT = {"length": "cut off", "content_filter": "refused"}
+"""Why an answer that ended so does not count."""
 
 REFLECT = (
     "You are keeping a journal while you learn to solve a kind of problem. Below are problems that you have just "
@@ -41,8 +45,18 @@ DISTIL = (
     "Your best strategy so far:\n\n{strategy}\n\n"
     "Write a better strategy: numbered steps that a far smaller model can execute one by one, writing down every "
     "intermediate result, with nothing left to be seen at a glance. General, about no single problem; at most "
-    "200 words. Only the strategy."
+    "{words} words. Only the strategy."
 )
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """What came of the wish for a strategy."""
+
+    text: str = ""
+    """Empty where there is nothing new."""
+    unusable: str = ""
+    """Why the reply was no strategy: cut off, refused, too long."""
 
 
 class StrategyTeacher(Protocol):
@@ -69,9 +83,9 @@ class StrategyTeacher(Protocol):
 
     def distil(
         self, notes: Sequence[str], strategies: Sequence[str], best: int, score: float, examples: Sequence[Task]
-    ) -> str | None:
-        """The next strategy; None where there is nothing new. ``score`` is the balanced accuracy of the ``best`` of
-        ``strategies`` so far, ``examples`` has a problem of each family."""
+    ) -> Distilled:
+        """The next strategy. ``score`` is the balanced accuracy of the ``best`` of ``strategies`` so far, ``examples``
+        has a problem of each family."""
         ...
 
 
@@ -101,8 +115,9 @@ class SolverTeacher:
 
     def distil(
         self, notes: Sequence[str], strategies: Sequence[str], best: int, score: float, examples: Sequence[Task]
-    ) -> str | None:
-        return self.family.strategies[len(strategies)] if len(strategies) < len(self.family.strategies) else None
+    ) -> Distilled:
+        left = self.family.strategies[len(strategies) :]
+        return Distilled(left[0] if left else "")
 
 
 @dataclass
@@ -126,7 +141,8 @@ class CatalogueTeacher:
     def attempt(self, tasks: Sequence[Task], strategy: str, progress: Progress = silent) -> list[Answered]:
         prompts = [prompt_of(task, strategy) for task in tasks]
         room = max(self.max_tokens, *map(room_for, tasks))
-        texts = self._ask(prompts, [task.id for task in tasks], [task.domain for task in tasks], room, progress)
+        asked = self._ask(prompts, [task.id for task in tasks], [task.domain for task in tasks], room, progress)
+        texts = [text for text, _ in asked]
         if len(tasks) > 1 and not any(texts) and not strategy:  # with one it may be the strategy's fault
             raise CogumiError(
                 f"{self.name} answered none of {len(tasks)} problems: refused, cut off at {room} tokens, or too long",
@@ -148,19 +164,22 @@ class CatalogueTeacher:
         shown = "\n\n".join(self._fitting(entries))
         score = f"{sum(answer.passed for answer in answers)} of {len(answers)} were right."
         prompt = REFLECT.format(attempts=shown, score=score)
-        (text,) = self._ask([prompt], ["reflection"], [answers[0].task.domain], WRITING_TOKENS)
+        ((text, _),) = self._ask([prompt], ["reflection"], [answers[0].task.domain], WRITING_TOKENS)
         return text.strip()
 
     def distil(
         self, notes: Sequence[str], strategies: Sequence[str], best: int, score: float, examples: Sequence[Task]
-    ) -> str | None:
+    ) -> Distilled:
         listed = "\n".join(self._fitting([f"{number}. {note}" for number, note in enumerate(notes, 1)][::-1])[::-1])
         shown = "\n\n".join(self._fitting([task.prompt for task in examples]))
         known = f"{strategies[best]}\n\nBalanced accuracy with it: {score:.2f}." if strategies[best] else "none yet"
-        prompt = DISTIL.format(example=shown, notes=listed, strategy=known)
-        (text,) = self._ask([prompt], ["strategy"], [examples[0].domain], WRITING_TOKENS)
-        text = text.strip()
-        return text if text and len(text) <= LONGEST_STRATEGY and text not in strategies else None
+        parts = len(examples)
+        prompt = DISTIL.format(example=shown, notes=listed, strategy=known, words=STRATEGY_WORDS * parts)
+        ((reply, unusable),) = self._ask([prompt], ["strategy"], [examples[0].domain], WRITING_TOKENS * parts)
+        text = reply.strip()
+        if unusable or len(text) > LONGEST_STRATEGY * parts:
+            return Distilled(unusable=unusable or "too long")
+        return Distilled("" if text in strategies else text)
 
     @property
     def _room(self) -> int:
@@ -180,8 +199,9 @@ class CatalogueTeacher:
         domains: Sequence[str],
         max_tokens: int,
         progress: Progress = silent,
-    ) -> list[str]:
-        """Texts; an answer that failed for good (see ``FAILED_FOR_GOOD``; truncated, refused) is empty.
+    ) -> list[tuple[str, str]]:
+        """(Text, why there is none); an answer that failed for good (see ``FAILED_FOR_GOOD``; truncated, refused) is
+        empty.
 
         Raises:
             CogumiError: the teacher cannot be asked or did not answer, or the budget is used up; the answers that
@@ -207,8 +227,16 @@ class CatalogueTeacher:
                 "run again: the answers that came are kept",
                 retryable=True,
             )
-        answers = [outcome.answer for outcome in outcomes]
-        return [a.text if a and a.finish_reason not in ("length", "content_filter") else "" for a in answers]
+        return [_text_of(outcome) for outcome in outcomes]
+
+
+def _text_of(outcome: Outcome) -> tuple[str, str]:
+    """The text of an answer; where there is none, why."""
+    answer = outcome.answer
+    if answer is None:
+        return "", outcome.failure
+    why = NO_TEXT.get(answer.finish_reason, "" if answer.text.strip() else "empty")
+    return "" if why else answer.text, why
 
 
 def _of_all_kinds(answers: Sequence[Answered]) -> list[Answered]:

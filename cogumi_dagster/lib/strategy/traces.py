@@ -12,7 +12,7 @@ from cogumi_dagster.lib.evaluation.answers import majority_of
 from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, in_parts, silent
-from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of
+from cogumi_dagster.lib.strategy.problems import StrategyFamily, classes_of, refuse_unjudged
 from cogumi_dagster.lib.strategy.teacher import StrategyTeacher
 from cogumi_dagster.lib.tasks import verify
 from cogumi_dagster.lib.tasks.base import Task
@@ -30,6 +30,8 @@ class StrategyReport:
     strategy: str
     journal_best: int
     traces: int
+    wanted: int
+    """Traces that were asked for: a family with too few problems for them has fewer, none of them rejected."""
     rejected: int
     """Answers of the teacher that its verifier did not accept, or that show no steps."""
     classes: dict[str, int]
@@ -59,15 +61,17 @@ def learn_strategy(
 
     Without ``teacher`` the solver writes the traces. They execute its last strategy, whatever the journal found to help
     a prompt most: the untrained student cannot follow any (that is what the adapter is for). A ``teacher`` executes the
-    strategy that did best in its journal, and what the verifier accepts becomes a trace, unless it is a bare answer.
+    strategy that did best in its journal (where none helped it, still the best of them), and what the verifier accepts
+    becomes a trace, unless it is a bare answer.
 
     Raises:
-        CogumiError: the family's verifier rejects a trace of its own solver, or so many of the teacher's that always
-            giving the commonest answer would do as well.
+        CogumiError: the family's verifier cannot run, rejects a trace of its own solver, or so many of the teacher's
+            that always giving the commonest answer would do as well; the teacher's journal has no strategy.
     """
     kept = json.loads((journal / "strategies.json").read_text())
     tasks = family.lessons(traces, seed, apart)
     drawn = len(tasks)
+    refuse_unjudged(tasks)
     if teacher is None:
         text = family.strategies[-1]
         rows = [task.to_json() for task in tasks]
@@ -76,17 +80,18 @@ def learn_strategy(
                 raise CogumiError(
                     f"{family.name} has no solver whose traces could be taught", "name a model as strategy.teacher"
                 )
-            verdict = verify(task, task.solution)
-            if verdict.passed is None:
-                raise CogumiError(
-                    f"traces of {family.name} cannot be judged: {verdict.reason}", "install bubblewrap (make sandbox)"
-                )
-            if not verdict.passed:
+            if not verify(task, task.solution).passed:
                 raise CogumiError(
                     f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
                 )
     else:
-        text = kept["strategies"][kept["best"]]["text"]
+        text = kept["strategies"][kept.get("taught", kept["best"])]["text"]
+        if not text:
+            raise CogumiError(
+                f"there is no strategy for {family.name} in the journal of {teacher.name}",
+                "look at its journal (strategy_journal), raise strategy.journal_batches, or take another "
+                "strategy.teacher",
+            )
         first = set(Random(seed).sample(range(drawn), min(TRIED_FIRST, drawn)))
         parts = [[task for place, task in enumerate(tasks) if (place in first) is now] for now in (True, False)]
         answers, asked, shown = [], 0, in_parts(progress, drawn)
@@ -111,6 +116,7 @@ def learn_strategy(
         strategy=text,
         journal_best=int(kept["best"]),
         traces=len(tasks),
+        wanted=traces,
         rejected=drawn - len(tasks),
         classes={f"{name}: {label}": count for (name, label), count in sorted(_classes(tasks).items())},
         imbalance=_imbalance(tasks),

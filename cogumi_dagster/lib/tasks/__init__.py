@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 from cogumi_dagster.lib.errors import CogumiError, nearest
+from cogumi_dagster.lib.sandbox import sandbox_available
 from cogumi_dagster.lib.tasks import automation, code, logic, mathematics, reasoning, science, writing
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, DIFFICULTY_MIX, Difficulty, Family, Split, Task, Verdict
 from cogumi_dagster.lib.tasks.scheduling import SCHEDULING
@@ -84,6 +85,12 @@ def family_version(name: str) -> str:
     version = str(getattr(family, "version", "1"))
     seeded = isinstance(family, writing.WritingFamily)
     return f"{version}:{writing.seeds_version(family.domain)}" if seeded else version
+
+
+def judged_version(name: str) -> str:
+    """The same, and whether answers can be judged here: what was made without a sandbox is out of date with one."""
+    unjudged = getattr(get_family(name), "executes", False) and not sandbox_available()[0]
+    return f"{family_version(name)}{':no sandbox' if unjudged else ''}"
 
 
 def verify(task: Task, response: str) -> Verdict:

@@ -28,7 +28,7 @@ class AutomationFamily:
     catalogue: tuple[Function, ...]
     domain: str = "automation"
     max_tokens: int = 96
-    version: str = "2"
+    version: str = "3"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         rng = seeded(self.name, difficulty, seed)
@@ -66,6 +66,7 @@ class AutomationFamily:
             answer=answer,
             solution=answer,
             split_by=_split_by(f"{self.name} {template}"),
+            kind=f"{self.name} {template}",
         )
 
 

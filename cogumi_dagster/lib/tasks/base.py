@@ -25,7 +25,9 @@ class Task:
     """One task. ``solution`` is the exact solver's full response, or None where no solver exists.
 
     ``payload`` is plain JSON for the family's verifier; ``answer`` is the canonical short answer; ``split_by`` decides
-    the split in place of the prompt, where problems of one kind have many prompts: the kind is then of one split.
+    the split in place of the prompt, where one problem has many prompts: it is then of one split. ``kind`` is the
+    template that it was filled into, where templates are fewer than tasks: those of one come out right or wrong
+    together.
     """
 
     domain: str
@@ -38,6 +40,7 @@ class Task:
     source: str = "generated"
     licence: str = "Apache-2.0"
     split_by: str = ""
+    kind: str = ""
 
     @property
     def id(self) -> str:

@@ -70,6 +70,7 @@ class CodeFunction:
 
     name = "code_function"
     domain = "code"
+    executes = True
     max_tokens = 320
     version = "2"
 
@@ -155,11 +156,12 @@ class Asked:
 
 
 class ByRequest:
-    """A family whose tasks ask for one of our expressions; it runs in the sandbox on several inputs. Requests for one
-    expression are of one split, whatever the input that is shown, and whichever family asks."""
+    """A family whose tasks ask for one of our expressions; it runs in the sandbox on several inputs. Tasks with one
+    expression are of one split, whatever the input that is shown, and whichever family asks, ``CodeValue`` too."""
 
     name: str
     domain = "code"
+    executes = True
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         rng = seeded(self.name, difficulty, seed)
@@ -180,6 +182,7 @@ class ByRequest:
             difficulty=difficulty,
             answer=expression,
             split_by=f"code_expression {expression}",
+            kind=request.expression,
             **self._say(asked),
         )
 
@@ -193,7 +196,7 @@ class CodeExpression(ByRequest):
 
     name = "code_expression"
     max_tokens = 96
-    version = "2"
+    version = "3"
 
     def _say(self, asked: Asked) -> dict[str, Any]:
         shown = asked.examples[0]
@@ -222,7 +225,7 @@ class CodeDefinition(ByRequest):
 
     name = "code_definition"
     max_tokens = 256  # with the docstring repeated
-    version = "1"
+    version = "2"
 
     def _say(self, asked: Asked) -> dict[str, Any]:
         name = seeded(self.name, asked.expression).choice(_NAMES)
@@ -248,7 +251,7 @@ class CodeValue:
     name = "code_value"
     domain = "code"
     max_tokens = 224
-    version = "2"
+    version = "3"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         rng = seeded(self.name, difficulty, seed)
@@ -267,6 +270,8 @@ class CodeValue:
                 payload={"value": value},
                 answer=value,
                 solution=f"{steps}\nAnswer: {value}",
+                split_by=f"code_expression {expression}",
+                kind=request.expression,
             )
 
         return distinct(make, count)

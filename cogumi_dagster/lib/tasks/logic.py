@@ -1,6 +1,9 @@
 """Logic and planning: a circuit evaluated gate by gate, courses taken one by one until none is left or none is free."""
 
-from cogumi_dagster.lib.tasks.answers import final_text
+import re
+from functools import partial
+
+from cogumi_dagster.lib.tasks.answers import closed_answer, final_text
 from cogumi_dagster.lib.tasks.base import Difficulty
 from cogumi_dagster.lib.tasks.gym import Entry, GymFamily, Worked
 
@@ -52,6 +55,12 @@ def _work_circuit(entry: Entry, _: Difficulty) -> Worked:
     return "\n".join(lines), str(answer)
 
 
+def _read_bit(response: str) -> str:
+    """The one number of the answer, in whatever words, where it is a bit."""
+    said = {number.rstrip(".") for number in re.findall(r"[-\w.]*\d[\w.]*", final_text(response))}
+    return said.pop() if said in ({"0"}, {"1"}) else ""
+
+
 def _ask_courses(entry: Entry) -> str:
     facts = entry["metadata"]
     pairs = ", ".join(f"{first}>{then}" for then, first in facts["prerequisites"])
@@ -76,11 +85,6 @@ def _work_courses(entry: Entry, _: Difficulty) -> Worked:
     return "\n".join([*lines, "all taken"]), "True"
 
 
-def _read_truth(response: str) -> str:
-    said = final_text(response).lower()
-    return {"true": "True", "false": "False"}.get(said, "")
-
-
 CIRCUIT = GymFamily(
     "circuit_logic", "reasoning", "circuit_logic",
     {
@@ -88,7 +92,7 @@ CIRCUIT = GymFamily(
         "medium": {"min_terms": 3, "max_terms": 3, "min_inputs": 2, "max_inputs": 3},
         "hard": {"min_terms": 4, "max_terms": 5, "min_inputs": 2, "max_inputs": 4},
     },
-    _ask_circuit, _work_circuit, final_text, facts=(), max_tokens=256, version="3",
+    _ask_circuit, _work_circuit, _read_bit, facts=(), max_tokens=256, version="4",
 )  # fmt: skip
 COURSES = GymFamily(
     "course_schedule", "reasoning", "course_schedule",
@@ -97,5 +101,5 @@ COURSES = GymFamily(
         "medium": {"min_num_courses": 5, "max_num_courses": 5, "max_cycle_length": 4, "max_num_prerequisites": 1},
         "hard": {"min_num_courses": 6, "max_num_courses": 6, "max_num_prerequisites": 1},
     },
-    _ask_courses, _work_courses, _read_truth, max_tokens=192, version="2",
+    _ask_courses, _work_courses, partial(closed_answer, classes=("True", "False")), max_tokens=192, version="3",
 )  # fmt: skip

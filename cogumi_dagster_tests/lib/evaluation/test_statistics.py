@@ -30,6 +30,16 @@ def test_a_proportion_of_nothing_is_null_and_not_zero() -> None:
 def test_mcnemar_is_the_exact_binomial_test(b: int, c: int) -> None:
     expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
     assert s.mcnemar(b, c) == pytest.approx(expected, rel=1e-9)
+    assert s.sign_flips([1] * b + [-1] * c + [0] * 3) == pytest.approx(expected, rel=1e-9)
+
+
+def test_sign_flips_is_scipys_permutation_test() -> None:
+    differences = [8, -1, 2, 2, 0, -3, 5]
+    expected = stats.permutation_test(
+        (np.array(differences),), np.sum, permutation_type="samples", n_resamples=10_000
+    ).pvalue
+    assert s.sign_flips(differences) == pytest.approx(expected)
+    assert s.sign_flips([8]) == s.sign_flips([]) == 1.0, "one kind tells nothing, however many tasks it has"
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.5, 0.9]), st.booleans()), min_size=2, max_size=40))
@@ -145,6 +155,9 @@ def test_the_interval_of_a_share_is_over_groups() -> None:
     assert (copies.successes, copies.count) == (300, 400)
     assert s.Proportion.of([1] * 40, [row // 4 for row in range(40)]).interval == s.Proportion(10, 10).interval
     assert s.Proportion.of([], []) == s.Proportion(0, 0)
+    for flags, many in (([1, 0, 0], 1), ([1, 0, 0] * 4, 4), ([1, 0, 0, 0, 0, 0, 0] * 3, 3)):
+        alike = s.Proportion.of(flags, [n * many // len(flags) for n in range(len(flags))])
+        assert alike.effective == many, "groups that are all alike: rounding is no variance"
     with pytest.raises(CogumiError, match="1 groups for 2 flags"):
         s.Proportion.of([0, 1], [1])
 

@@ -83,3 +83,15 @@ def test_some_requests_are_in_no_lesson_whatever_is_filled_in() -> None:
     assert len(new) >= 5 and 0.2 < sum(bool(task.split_by) for task in held_out) / 120 < 0.8
     lessons = training_tasks("automation", 200, 0, held_out)
     assert not any(task.split_by for task in lessons), "what decides alone is held out"
+
+
+def test_no_lesson_of_code_is_of_an_expression_that_is_held_out() -> None:
+    """In whichever family: the value of an expression shows it word for word."""
+    held_out = held_out_tasks("code", 300, 0)
+    expressions = {task.split_by for task in held_out if task.split_by}
+    lessons = training_tasks("code", 300, 0, held_out)
+    assert len(expressions) > 40 and not expressions & {task.split_by for task in lessons}
+    kinds = {task.kind for task in held_out if task.kind}
+    assert 10 < len(kinds) < len(expressions) and kinds & {task.kind for task in lessons}, (
+        "forms are taught, with other values"
+    )

@@ -6,6 +6,7 @@ import pytest
 
 from cogumi_dagster.lib.evaluation.humaneval import load_problems
 from cogumi_dagster.lib.modifiers import rehearsal as module
+from cogumi_dagster.lib.modifiers.near import NearDuplicates
 from cogumi_dagster.lib.modifiers.rehearsal import WORDINGS, rehearsal_lessons
 from cogumi_dagster.lib.modifiers.train import modifier_pairs, split_lessons, taught
 from cogumi_dagster.lib.tasks.base import DIFFICULTIES, Task
@@ -56,6 +57,15 @@ def test_each_is_asked_for_in_every_wording_and_answered_by_its_authors() -> Non
         assert function.header in task.prompt and function.licence == task.licence
     assert rehearsal_lessons(20, seed=0) == rows[:20] != rehearsal_lessons(20, seed=1)
     assert rehearsal_lessons(0, seed=0) == []
+
+
+def test_a_held_out_function_would_be_seen_to_be_near() -> None:
+    rehearsed = NearDuplicates([Task.from_json(row["task"]) for row in rehearsal_lessons(10_000, seed=0)])
+    held_out = [one for one in library_functions() if CODE_FUNCTION.task_for(one, "easy").split == "test"]
+    assert held_out
+    for one in held_out:
+        task = CODE_FUNCTION.task_for(one, "easy")
+        assert task not in rehearsed and task in NearDuplicates([module._request(one, WORDINGS[0])])
 
 
 def test_a_function_that_a_held_out_task_asks_for_is_not_rehearsed() -> None:

@@ -104,6 +104,14 @@ def test_a_plan_holds_every_artifact_run_and_device_and_is_json() -> None:
     assert 0 < plan.examples <= profile.dataset.examples and 30 < plan.example_tokens < 400
 
 
+def test_a_strategy_is_planned_for_the_epochs_of_its_traces() -> None:
+    *_, short = plan_model(presets()["SmolLM2-135M"], read_profile("gpu"), SOURCES, []).runs
+    config = read_profile("gpu").strategy
+    assert 60 < short.tokens / config.traces / config.training.epochs < 200 and short.steps < config.training.max_steps
+    *_, bound = plan_model(presets()["SmolLM2-135M"], read_profile("quick"), SOURCES, []).runs
+    assert bound.steps == read_profile("quick").strategy.training.max_steps
+
+
 def test_this_machine_is_measured() -> None:
     machine = this_machine(0.02)
     assert machine.flops > 1e8 and machine.bandwidth > 1e8 and machine.memory_bytes > 1e9

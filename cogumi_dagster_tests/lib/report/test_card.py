@@ -14,6 +14,7 @@ from cogumi_dagster.lib.report.card import HTML, MARKDOWN, STEPS, write_card
 from cogumi_dagster.lib.report.cells import number, proportion, size
 from cogumi_dagster.lib.report.figures import figures, reports_of
 from cogumi_dagster.lib.report.one_for_all import one_for_all
+from cogumi_dagster.lib.report.tables import Reports, one_for_all_table, strategy_tables
 from cogumi_dagster.lib.training.batches import Pair
 
 EVIL = "<script>alert('x')</script> & | \"q\""
@@ -195,6 +196,19 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
             draft.metrics.update(report=report_json(report), checks=[])
         assert draft.ref is not None
         made.append(draft.ref)
+    stored = reports_of(made)
+    evaluation = dict(stored["strategy_evaluation"]["scheduling"])
+    _, stages, _ = strategy_tables(stored)
+    rows = [dict(zip(stages.columns, row, strict=True)) for row in stages.rows]
+    commonest = {row["stage or suite"]: row["commonest answer"][:4] for row in rows}
+    assert commonest["untrained student"] == "0.50" and commonest["published mix, sets of 150"] > "0.75"
+    (caption,) = (caption for caption, _ in figures(stored) if caption.startswith("Balanced accuracy"))
+    assert caption == "Balanced accuracy on 6 problems; always giving the commonest answer scores 0.5"
+    evaluation["suites"] = [{k: v for k, v in suite.items() if k != "majority"} for suite in evaluation["suites"]]
+    del evaluation["constant_balanced_accuracy"], evaluation["majority"]
+    before: Reports = {"strategy_evaluation": {"scheduling": evaluation}}
+    assert {row[2] for row in next(strategy_tables(before)).rows} == {"not evaluated"}
+    assert any(caption == "Balanced accuracy on 6 problems" for caption, _ in figures(before))
     write_card(made, Profile(name="x"), tmp_path / "out")
     page = (tmp_path / "out" / HTML).read_text()
     for title in (
@@ -210,9 +224,10 @@ def test_the_tables_of_modifiers_and_strategies_take_the_reports_as_they_are(
 def test_one_adapter_for_all_is_paired_with_each_family_s_own(tmp_path: Path) -> None:
     store = ArtifactStore(tmp_path)
 
-    def made(asset: str, partition: str, file: str, rows: list[dict[str, Any]]) -> ArtifactRef:
+    def made(asset: str, partition: str, file: str, rows: list[dict[str, Any]], steps: int = 0) -> ArtifactRef:
         with store.write(asset, partition) as draft:
             write_jsonl(draft.path / file, rows)
+            draft.metrics.update(report={"steps": steps})
         assert draft.ref is not None
         return draft.ref
 
@@ -225,9 +240,15 @@ def test_one_adapter_for_all_is_paired_with_each_family_s_own(tmp_path: Path) ->
         made("strategy_evaluation", "all", "answers.jsonl", answers({"a": True, "b": False, "other": True})),
         made("learned_strategy", "chain_sum", "traces.jsonl", [{"family": "chain_sum"}] * 8),
         made("learned_strategy", "all", "traces.jsonl", [{"family": "chain_sum"}] * 2 + [{"family": "scheduling"}] * 2),
+        made("strategy_adapter", "chain_sum", "f", [], 70),
+        made("strategy_adapter", "all", "f", [], 240),
     ]
     (row,) = one_for_all(refs)
     assert (row.family, row.own_traces, row.one_traces) == ("chain_sum", 8, 2)
     assert (row.own, row.one, row.difference.p_value) == (Proportion(2, 2), Proportion(1, 2), 1.0)
-    assert row.difference.difference.value == 0.5
+    assert row.difference.difference.value == 0.5 and (row.own_steps, row.one_steps) == (70, 240)
+    (table,) = one_for_all_table([row])
+    assert dict(zip(table.columns, table.rows[0], strict=True))["steps of the one"] == "240"
+    (before,) = one_for_all(refs[:4])
+    assert before.one_steps is None
     assert one_for_all(refs[:1]) == []

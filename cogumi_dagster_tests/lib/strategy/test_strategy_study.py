@@ -16,7 +16,7 @@ from cogumi_dagster.lib.inference.base import Completion, PromptTooLong
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.profile import STRATEGIES, Thresholds, read_profile
 from cogumi_dagster.lib.strategy import traces as traces_module
-from cogumi_dagster.lib.strategy.evaluate import ADAPTER, answer_stages, evaluate_strategy
+from cogumi_dagster.lib.strategy.evaluate import ADAPTER, answer_stages, ask_teacher, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import constant_baseline, keep_journal
 from cogumi_dagster.lib.strategy.problems import StrategyFamily, refuse_too_few, strategy_family
 from cogumi_dagster.lib.strategy.teacher import SolverTeacher
@@ -90,6 +90,18 @@ def test_a_flat_score_ends_the_study_only_after_strategies_were_tried(
     assert len(patient.entries) == 4, "three strategies, none better than none"
     assert len(json.loads((tmp_path / "strategies.json").read_text())["strategies"]) == 4, "none is written untried"
     assert patient.best_strategy == 1, "of equal ones the first that has a text"
+
+
+def test_where_no_strategy_helps_its_teacher_the_best_of_them_is_taught(
+    scripted_engine: Callable[..., Any], tmp_path: Path
+) -> None:
+    first = FAMILY.strategies[1]
+    engine = scripted_engine(lambda adapter, prompt: known.get(prompt, "YES" if prompt.startswith(first) else "Hm."))
+    known = {task.prompt: str(task.solution) for task in FAMILY.problems(12, 1, "train")}
+    report = keep_journal(SolverTeacher(engine, FAMILY), FAMILY, tmp_path, batches=3, problems=12, seed=1)
+    assert (report.best_strategy, report.best_balanced_accuracy.value) == (0, 1.0)
+    kept = json.loads((tmp_path / "strategies.json").read_text())
+    assert (kept["best"], kept["taught"]) == (0, 1)
 
 
 def test_easy_problems_that_run_out_are_replaced_by_harder_ones() -> None:
@@ -334,12 +346,44 @@ def test_any_family_with_a_verifier_can_be_studied(
     assert report.adapter_balanced_accuracy.value == 1.0 and report.suites[0].problems == 30
     assert [row.stage for row in report.stages][:2] == ["untrained student", "student with adapter"]
     assert report.left_out == "there is none in words"
-    few = strategy_family("code_function")
-    with pytest.raises(CogumiError, match=r"there are only .* 600 are wanted"):
-        evaluate_strategy(engine, few, tmp_path, count=600, strategy="", seed=0)
+    few, asked = strategy_family("code_function"), len(engine.asked)
+    for evaluated in (
+        lambda: evaluate_strategy(engine, few, tmp_path, count=600, strategy="", seed=0),
+        lambda: answer_stages(engine, few, count=600, seed=0),
+        lambda: few.measured_on(600, 0.0, 0),
+    ):
+        with pytest.raises(CogumiError, match=r"there are only .* 600 are wanted"):
+            evaluated()
+    assert len(engine.asked) == asked
     assert constant_baseline(few.problems(4, 0, "test")) == 0.0, "no short answer that could be the commonest"
     with pytest.raises(CogumiError, match="no strategy family 'conversation_guided'"):
         strategy_family("conversation_guided")
+
+
+def test_where_answers_cannot_be_judged_nothing_is_asked(
+    scripted_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cogumi_dagster.lib.tasks.code.sandbox_available", lambda: (False, "no bubblewrap"))
+    engine, family = scripted_engine(lambda adapter, prompt: "YES", (ADAPTER,)), strategy_family("code_expression")
+    teacher = SolverTeacher(engine, family)
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": "Think."}]}))
+    for studied in (
+        lambda: keep_journal(teacher, family, tmp_path, batches=1, problems=6, seed=0),
+        lambda: learn_strategy(tmp_path, family, tmp_path, traces=6, seed=0),
+        lambda: learn_strategy(tmp_path, family, tmp_path, traces=6, teacher=teacher, seed=0),
+        lambda: ask_teacher(teacher, family, "", count=6, seed=0),
+        lambda: evaluate_strategy(engine, family, tmp_path, count=6, strategy="", seed=0),
+    ):
+        with pytest.raises(CogumiError, match="answers to code_expression cannot be judged: not run: no bubblewrap"):
+            studied()
+    assert engine.asked == []
+
+
+def test_a_family_with_too_few_problems_has_fewer_traces_than_were_wanted(tmp_path: Path) -> None:
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": []}))
+    few = StrategyFamily("gcd", ("",), generate=lambda count, seed, level: FAMILIES["gcd"].generate(4, seed, level))
+    learned = learn_strategy(tmp_path, few, tmp_path / "out", traces=60, seed=0)
+    assert (learned.wanted, learned.rejected) == (60, 0) and learned.traces < 13
 
 
 def test_the_first_traces_that_a_teacher_is_asked_for_are_of_all_classes(tmp_path: Path) -> None:
@@ -353,7 +397,7 @@ def test_the_first_traces_that_a_teacher_is_asked_for_are_of_all_classes(tmp_pat
             texts = [f"{'step ' * 8}{task.answer}" for task in tasks]
             return [Answered(t, Completion(x, "stop", 0, 0), verify(t, x)) for t, x in zip(tasks, texts, strict=True)]
 
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": ""}]}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": "Count."}]}))
     teacher = Teacher(None, FAMILY)  # type: ignore[arg-type]
     learned = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=400, teacher=teacher, seed=0)
     first, rest = asked

@@ -189,6 +189,24 @@ def test_a_sentence_that_says_the_answer_is_read() -> None:
     assert verify(task, f"I don't think that the answer is {task.answer}.").passed is False
 
 
+@pytest.mark.parametrize(
+    "form", ["Answer: {} (see above)", "Answer: \\boxed{{{}}}", "Answer: {}, since nothing waits.", "So it is {}."]
+)
+@pytest.mark.parametrize("name", ["circuit_logic", "course_schedule"])
+def test_a_right_answer_in_another_form_is_right(name: str, form: str) -> None:
+    tasks = get_family(name).generate(12, 0, "easy")
+    for task in tasks:
+        others = {other.answer for other in tasks} - {task.answer}
+        assert verify(task, form.format(task.answer)).passed is True
+        assert not any(verify(task, form.format(other)).passed for other in others)
+    assert len(others) == 1
+
+
+@pytest.mark.parametrize("said", ["1/0", "Answer: 0 or 1", "Answer: 0.1", "Answer: 10", "and(0, 1) = 0", "Answer: -1"])
+def test_two_bits_are_no_answer(said: str) -> None:
+    assert not any(verify(task, said).passed for task in get_family("circuit_logic").generate(12, 0, "easy"))
+
+
 def test_an_answer_that_was_cut_off_is_wrong() -> None:
     task = get_family("scheduling").generate(1, 0, "easy")[0]
     said = SimpleNamespace(text=str(task.solution), finish_reason="length")

@@ -11,10 +11,10 @@ from wire_server import WireServer, chat_reply, error_reply, user_prompt
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
-from cogumi_dagster.lib.strategy.evaluate import ADAPTER, evaluate_strategy
+from cogumi_dagster.lib.strategy.evaluate import ADAPTER, ask_teacher, evaluate_strategy
 from cogumi_dagster.lib.strategy.journal import keep_journal
 from cogumi_dagster.lib.strategy.problems import strategy_family
-from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher
+from cogumi_dagster.lib.strategy.teacher import CatalogueTeacher, SolverTeacher
 from cogumi_dagster.lib.strategy.traces import learn_strategy
 from cogumi_dagster.lib.teaching.asking import Asker
 from cogumi_dagster.lib.teaching.catalogue import Catalogue, Teacher
@@ -108,19 +108,30 @@ def test_the_teacher_stands_beside_the_student_without_and_with_its_strategy(
 
     server.default = told
     engine = scripted_engine(lambda adapter, prompt: right[prompt] if adapter else "NO", (ADAPTER,))
-    report = evaluate_strategy(engine, FAMILY, tmp_path, count=12, strategy="Count.", teacher=teacher_of(asker), seed=0)
+    taught = ask_teacher(teacher_of(asker), FAMILY, "Count.", count=12, seed=0)
+    report = evaluate_strategy(engine, FAMILY, tmp_path, count=12, strategy="Count.", taught=taught, seed=0)
     assert {row.stage: row.balanced_accuracy.value for row in report.stages} == {
         "untrained student": 0.5, "student, strategy in the prompt": 0.5, "student with adapter": 1.0,
         "teacher (gpt)": 0.5, "teacher, strategy in the prompt": 1.0,
     }  # fmt: skip
     assert len(server.posts()) == 24
+    assert [(one.teacher, one.usd_per_answer > 0) for one in report.economics.teachers] == [
+        ("teacher (gpt)", True), ("teacher, strategy in the prompt", True),
+    ]  # fmt: skip
+    unpaid = SolverTeacher(engine, FAMILY, name="local")
+    assert ask_teacher(unpaid, FAMILY, "", count=12, seed=0).usd == {}, "its time is not billed"
 
 
 def test_nonsense_is_no_strategy_and_no_trace(asker: Asker, server: WireServer, tmp_path: Path) -> None:
     server.default = lambda path, body: chat_reply("bla " * 2000)
     report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=3, problems=6, seed=0)
     assert report.strategies == 1 and report.best_balanced_accuracy.value == 0.0
+    assert report.unusable == {"too long": 2} and len(report.entries) == 3, "that is not nothing new"
     calls = len(server.posts())
+    with pytest.raises(CogumiError, match="there is no strategy for scheduling in the journal of gpt"):
+        learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=600, teacher=teacher_of(asker), seed=2)
+    assert len(server.posts()) == calls, "no trace was paid for"
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": "Count."}]}))
     with pytest.raises(CogumiError, match="accepts 0 of 50 traces of gpt"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=600, teacher=teacher_of(asker), seed=2)
     assert len(server.posts()) == calls + 50, "the others were not paid for"
@@ -177,3 +188,32 @@ def test_it_is_shown_hard_mistakes_of_all_kinds_and_has_room_to_write(asker: Ask
     assert "Meetings: " in shown and "Courses 0 to" in shown and "Gates: " in shown and "Calculate " in shown
     rooms = [body.get("max_completion_tokens", body.get("max_tokens")) for body in asked]
     assert set(rooms[:-1]) == {448} and rooms[-1] == 512
+
+
+def test_a_strategy_for_several_families_has_room_for_each(asker: Asker, server: WireServer) -> None:
+    teacher, family = teacher_of(asker), strategy_family("all")
+    examples = [part.problems(4, 0, "train")[0] for part in family.parts]
+    long = "Count. " * 1000  # 7,000 characters
+    server.default = lambda path, body: chat_reply(long)
+    assert teacher.distil(["Hm."], [""], 0, 0.5, examples).text == long.strip()
+    asked = server.posts()[-1]
+    assert "at most 800 words" in user_prompt(asked)
+    assert asked.get("max_completion_tokens", asked.get("max_tokens")) == 2048
+    assert teacher.distil(["Hm."], [""], 0, 0.5, examples[:1]).unusable == "too long"
+    assert "at most 200 words" in user_prompt(server.posts()[-1])
+
+
+@pytest.mark.parametrize(("finish", "why"), [("length", "cut off"), ("content_filter", "refused")])
+def test_a_reply_that_is_no_strategy_does_not_end_the_study(
+    asker: Asker, server: WireServer, tmp_path: Path, finish: str, why: str
+) -> None:
+    def reply(path: str, body: dict[str, Any]) -> Any:
+        prompt = user_prompt(body)
+        if prompt.startswith("This is a kind of problem") and "3. " not in prompt:
+            return chat_reply("1. Count", finish)
+        return pupil(path, body)
+
+    server.default = reply
+    report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=5, problems=12, seed=0)
+    assert report.unusable == {why: 2}
+    assert [entry.strategy for entry in report.entries][:4] == [0, 0, 0, 1]
