@@ -54,8 +54,8 @@ CHECKS = {
     "cascade_examples": "verified_share tier_1_share tiers_on_target",
     "modifier_adapter": "loss_fell",
     "packaged_modifier": "pruned_share packed_share bit_identical! parity within_budget",
-    "modifier_evaluation": """repairs_failures keeps_successes repaired_share kept_share held_out_is_new
-        benchmark_is_new""",
+    "modifier_evaluation": """repairs_failures keeps_successes all_judged repaired_share kept_share
+        held_out_is_new benchmark_is_new""",
     "strategy_journal": "strategies_tried",
     "learned_strategy": "classes_balanced verified_share",
     "strategy_adapter": "loss_fell",

@@ -59,7 +59,7 @@ def test_over_bfloat16_weights_the_adapter_keeps_float32(imported: tuple[Path, A
     assert fused_logits.dtype == torch.bfloat16 and {grad.dtype for grad in fused_grads.values()} == {torch.float32}
     assert distance(fused_logits.float(), exact_logits) < 1.5 * distance(logits.float(), exact_logits) < 0.05
     for name in exact:
-        assert distance(fused_grads[name], exact[name]) < 1.5 * distance(grads[name], exact[name]) < 0.1
+        assert distance(fused_grads[name], exact[name]) < 1.5 * distance(grads[name], exact[name]) < 0.2
 
 
 def test_float16_is_left_to_peft_which_keeps_small_gradients(imported: tuple[Path, Any]) -> None:
