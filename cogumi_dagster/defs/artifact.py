@@ -27,7 +27,7 @@ from cogumi_dagster.lib.profile import Profile
 from cogumi_dagster.lib.progress import Progress
 from cogumi_dagster.lib.routing.examples import ROUTED_DOMAINS
 from cogumi_dagster.lib.strategy.problems import strategy_family
-from cogumi_dagster.lib.tasks import families_of, judged_version
+from cogumi_dagster.lib.tasks import cannot_judge, families_of, family_version
 from cogumi_dagster.lib.teacher_data import teacher_data_version
 from cogumi_dagster.lib.teaching.catalogue import load_catalogue, prices_version, teacher_version
 from cogumi_dagster.lib.training.memory import give_back_memory
@@ -168,14 +168,17 @@ def artifact(
             with _as_failures(name, settings.profile), opened.making(name, partition, waiting):
                 inputs = _inputs(context, opened, settings.profile)
                 versions = {_label(a, p): ref.version for a, refs in inputs.items() for p, ref in refs.items()}
-                versions |= teacher_versions(settings, _teacher_partitions(context, settings.profile))
+                domains = _teacher_partitions(context, settings.profile)
+                versions |= teacher_versions(settings, domains)
                 versions |= named_teacher_versions(settings, asks) | task_versions(tasks, partition)
                 chosen = config_of(settings.profile, config)
                 current = opened.current(name, partition)
-                if current and current.manifest.fingerprint == fingerprint_of(code_version, chosen, versions):
+                judged = fingerprint_of(code_version, chosen, versions)
+                versions |= unjudged(tasks, partition, domains)
+                fingerprint = fingerprint_of(code_version, chosen, versions)
+                if current and current.manifest.fingerprint in (judged, fingerprint):
                     _announce(name, partition, -1, 0, "unchanged")
                     return _result(opened, current, claims, settings.profile, reused=True)
-                fingerprint = fingerprint_of(code_version, chosen, versions)
                 scratch = opened.root / ".scratch" / f"{name}-{partition or '_'}-{fingerprint[:12]}"
                 scratch.mkdir(parents=True, exist_ok=True)
                 _announce(name, partition, 0, 0, "")
@@ -276,7 +279,14 @@ def named_teacher_versions(settings: ProfileResource, fields: Sequence[str]) -> 
 
 def task_versions(tasks: str, partition: str | None) -> dict[str, str]:
     """The version of each family of tasks that an asset draws from, as if it were an input artifact."""
-    return {_label("tasks", name): judged_version(name) for name in TASKS[tasks](partition)}
+    return {_label("tasks", name): family_version(name) for name in TASKS[tasks](partition)}
+
+
+def unjudged(tasks: str, partition: str | None, domains: Sequence[str]) -> dict[str, str]:
+    """An input more where answers are run to judge them and there is no sandbox: with one, what was made so is out of
+    date, and not the other way round."""
+    names = {*TASKS[tasks](partition), *(name for domain in domains for name in families_of(domain))}
+    return {"sandbox": "none"} if cannot_judge(names) else {}
 
 
 def _label(asset: str, partition: str | None) -> str:

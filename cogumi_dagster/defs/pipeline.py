@@ -25,6 +25,7 @@ from cogumi_dagster.defs.artifact import (
     named_teacher_versions,
     task_versions,
     teacher_versions,
+    unjudged,
 )
 from cogumi_dagster.defs.graph import ASSETS
 from cogumi_dagster.defs.partitions import partitions_made
@@ -207,8 +208,8 @@ def _reason(
     metadata = specs[name].metadata
     # first of all: a teacher that the catalogue does not have is an error now, and not after hours
     teachers = named_teacher_versions(settings, metadata[ASKS_KEY].value)
-    if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps):
-        teachers |= teacher_versions(settings, [str(key)])
+    domains = [str(key)] if any(dep.asset_key.path[-1] == TEACHER_DATA for dep in specs[name].deps) else []
+    teachers |= teacher_versions(settings, domains)
     given = teachers | task_versions(metadata[TASKS_KEY], key)
     manifest = current[slot]
     if manifest is None:
@@ -218,7 +219,10 @@ def _reason(
         return f"after {upstream[0][0]}" + (f" and {len(upstream) - 1} more" if len(upstream) > 1 else "")
     inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents} | given
     config = config_of(settings.profile, metadata[CONFIG_KEY].value)
-    if manifest.fingerprint == fingerprint_of(str(metadata[CODE_KEY]), config, inputs):
+    lacking = unjudged(metadata[TASKS_KEY], key, domains)
+    if manifest.fingerprint in (
+        fingerprint_of(str(metadata[CODE_KEY]), config, one) for one in (inputs, inputs | lacking)
+    ):
         refused = [c["check"] for c in manifest.metrics.get("checks", ()) if c["blocking"] and not c["passed"]]
         return f"its check {refused[0]} failed" if refused else ""
     if manifest.code_version != str(metadata[CODE_KEY]):

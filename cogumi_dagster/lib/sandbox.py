@@ -177,6 +177,7 @@ def _candidates() -> list[Path]:
     return list(dict.fromkeys(Path(os.path.realpath(path)) for path in paths if path.exists()))
 
 
+@cache
 def _probe_note() -> str:
     return _probe(_candidates()[0]).reason.splitlines()[-1] if _candidates() else "no interpreter"
 

@@ -22,6 +22,7 @@ from cogumi_dagster.defs.artifact import (
     named_teacher_versions,
     task_versions,
     teacher_versions,
+    unjudged,
 )
 from cogumi_dagster.defs.pipeline import PROCESS_TAG, Node, plan, process_mark, reconcile, run_nodes
 from cogumi_dagster.lib.artifacts import ArtifactStore
@@ -77,6 +78,7 @@ class Store:
             inputs |= teacher_versions(self.settings, [str(partition)])
         inputs |= named_teacher_versions(self.settings, metadata[ASKS_KEY].value)
         inputs |= task_versions(str(metadata[TASKS_KEY]), partition)
+        inputs |= unjudged(metadata[TASKS_KEY], partition, [str(partition)] if asset in TAUGHT else [])
         config = config_of(self.settings.profile, metadata[CONFIG_KEY].value)
         code = str(metadata[CODE_KEY])
         with self.store.write(asset, partition, code_version=code, config=config, inputs=inputs) as draft:
@@ -203,6 +205,28 @@ def test_a_change_of_code_says_so(full: Store, monkeypatch: pytest.MonkeyPatch) 
     reasons = {node.label: node.reason for node in full.plan() if node.reason}
     assert reasons["gguf_model"] == "its code has changed"
     assert "awq_checkpoint" not in reasons
+
+
+def test_what_was_made_without_a_sandbox_is_due_with_one_and_not_the_other_way_round(
+    full: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sandbox(usable: bool) -> None:
+        monkeypatch.setattr("cogumi_dagster.lib.tasks.sandbox_available", lambda: (usable, ""))
+
+    sandbox(True)
+    full.make_all()
+    sandbox(False)
+    assert full.due() == set(), "what was judged stays"
+    for remade, reason in (
+        (("domain_failures", "automation"), None),
+        (("domain_failures", "code"), "sandbox has changed"),
+        (("teacher_responses", "code"), "sandbox has changed"),
+    ):
+        sandbox(False)
+        full.make(*remade)
+        sandbox(True)
+        reasons = {(node.asset, node.partition): node.reason for node in full.plan() if node.reason}
+        assert reasons.get(remade) == reason
 
 
 def test_an_input_made_by_itself_is_a_change(full: Store) -> None:

@@ -73,7 +73,7 @@ def serving_bundle(step: Step) -> BundleReport:
     tasks="routed",
     deps=[serving_bundle],
     claims=checks.SYSTEM_EVALUATION,
-    code_version="4",
+    code_version="5",
     pool="gpu",
 )  # fmt: skip
 def system_evaluation(step: Step) -> SystemReport:

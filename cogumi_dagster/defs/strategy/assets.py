@@ -61,7 +61,7 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     deps=[gguf_model],
     partitions_def=strategy_partitions,
     claims=checks.STRATEGY_JOURNAL,
-    code_version="9",
+    code_version="10",
     pool="gpu",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )  # fmt: skip
@@ -98,7 +98,7 @@ def strategy_journal(step: Step) -> JournalReport:
     deps=[strategy_journal],
     partitions_def=strategy_partitions,
     claims=checks.LEARNED_STRATEGY,
-    code_version="11",
+    code_version="12",
     retry_policy=dg.RetryPolicy(max_retries=2, delay=20, backoff=dg.Backoff.EXPONENTIAL),
 )
 def learned_strategy(step: Step) -> StrategyReport:

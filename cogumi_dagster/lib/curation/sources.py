@@ -33,7 +33,7 @@ from cogumi_dagster.lib.curation.mappings import mapping_named
 from cogumi_dagster.lib.curation.records import SourceRecord, Tally, read_records
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.profile import DOMAINS
-from cogumi_dagster.lib.tasks import FILE_FAMILY, Pool, draw_from, family_pool, get_family, judged_version
+from cogumi_dagster.lib.tasks import FILE_FAMILY, Pool, draw_from, family_pool, family_version, get_family
 from cogumi_dagster.lib.tasks.base import Difficulty, Split, Task
 
 log = logging.getLogger(__name__)
@@ -219,7 +219,7 @@ def sources_version(domain: str, folder: Path) -> str:
             parts += [(name, tag.encode()) for name, tag in sorted(s3_objects(file.path).items())]
         else:
             parts += [(Path(name).name, _hash(name)) for name in find_files(file.path, folder)]
-    parts += [(name, judged_version(name).encode()) for name in sources.families]
+    parts += [(name, family_version(name).encode()) for name in sources.families]
     for name, content in parts:
         digest.update(f"{name}\n{len(content)}\n".encode())
         digest.update(content)

@@ -1,14 +1,15 @@
 """The served system against its parts: base alone, each modifier, always-modifier, oracle, teacher."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.evaluation.answers import answer_tasks, majority_of
+from cogumi_dagster.lib.evaluation.answers import answer_tasks, kind_of, majority_of
 from cogumi_dagster.lib.evaluation.humaneval import answer_problems, load_problems
-from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar
+from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar, sign_flips
 from cogumi_dagster.lib.inference import Engine, Message
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
@@ -41,6 +42,7 @@ class BenchmarkRow:
 class SystemReport:
     """All systems on the same tasks (split ``test``). ``majority`` is what each family's commonest answer gets.
 
+    Intervals and the gain's p are over kinds of tasks (see ``ModifierReport``); a regression is tested task by task.
     ``teacher`` is the exact solver: right by construction where it exists; ``with_solution`` counts those tasks.
     """
 
@@ -97,21 +99,24 @@ def evaluate_system(
     right = [bool(row["base"]["passed"]) for row in rows]
     won = sum(p and not b for p, b in zip(passed, right, strict=True))
     lost = sum(b and not p for p, b in zip(passed, right, strict=True))
-    p_value = mcnemar(won, lost)
+    kinds = [kind_of(by_id[row["task_id"]]) for row in rows]
+    moved: Counter[str] = Counter()
+    for kind, after, before in zip(kinds, passed, right, strict=True):
+        moved[kind] += after - before
     escalated = [route != "base" for route in routes]
     seconds = [answer.completion.seconds for answer in base]
-    systems = _systems(rows, passed, tasks)
+    systems = _systems(rows, passed, tasks, kinds)
     equal, spot_seconds = _spot_checks(assistant, rows, routes)
     return SystemReport(
         tasks=len(rows),
         split="test",
         majority=majority_of([by_id[row["task_id"]] for row in rows]),
-        routed=Proportion.of(passed),
-        base=Proportion.of(right),
+        routed=Proportion.of(passed, kinds),
+        base=Proportion.of(right, kinds),
         oracle=next(one.accuracy for one in systems if one.system == "oracle"),
         gain=(won - lost) / max(1, len(rows)),
-        p_value=p_value,
-        regresses=lost > won and p_value < SIGNIFICANCE,
+        p_value=sign_flips(list(moved.values())),
+        regresses=lost > won and mcnemar(won, lost) < SIGNIFICANCE,
         escalated_to_modifier=Proportion.of(escalated),
         win_rate=Proportion(won, won + lost),
         systems=systems,
@@ -122,7 +127,9 @@ def evaluate_system(
     )
 
 
-def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequence[Any]) -> tuple[SystemRow, ...]:
+def _systems(
+    rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequence[Any], kinds: Sequence[str]
+) -> tuple[SystemRow, ...]:
     def own(row: dict[str, Any], only: str | None = None) -> bool:
         name = row["modifier"]
         side = row["modifiers"].get(name) if only in (None, name) else None
@@ -132,13 +139,15 @@ def _systems(rows: Sequence[dict[str, Any]], passed: Sequence[bool], tasks: Sequ
         return bool(row["base"]["passed"] or any(side["passed"] for side in row["modifiers"].values()))
 
     systems = [
-        SystemRow("routed", Proportion.of(passed)),
-        SystemRow("base alone", Proportion.of([r["base"]["passed"] for r in rows])),
+        SystemRow("routed", Proportion.of(passed, kinds)),
+        SystemRow("base alone", Proportion.of([r["base"]["passed"] for r in rows], kinds)),
     ]
     names = sorted({row["modifier"] for row in rows if row["modifier"] in row["modifiers"]})
-    systems += [SystemRow(f"base, {n} on its own domains", Proportion.of([own(row, n) for row in rows])) for n in names]
-    systems.append(SystemRow("always the domain's modifier", Proportion.of([own(row) for row in rows])))
-    systems.append(SystemRow("oracle", Proportion.of([best(row) for row in rows])))
+    systems += [
+        SystemRow(f"base, {n} on its own domains", Proportion.of([own(row, n) for row in rows], kinds)) for n in names
+    ]
+    systems.append(SystemRow("always the domain's modifier", Proportion.of([own(row) for row in rows], kinds)))
+    systems.append(SystemRow("oracle", Proportion.of([best(row) for row in rows], kinds)))
     by_id = {task.id: task for task in tasks}
     solved = [by_id[row["task_id"]] for row in rows if by_id[row["task_id"]].solution is not None]
     systems.append(

@@ -72,7 +72,7 @@ class CascadeReport:
     by_cluster: dict[int, dict[str, int]]
     """Tasks and accepted rows by cluster."""
     rejections: dict[str, int]
-    """Attempts that were not accepted, by ``teacher: reason``."""
+    """Attempts that were not accepted, by ``teacher: reason``; and the tasks that nobody was asked."""
     unavailable: dict[str, str]
     in_doubt: tuple[InDoubt, ...]
     stand_ins: tuple[str, ...]

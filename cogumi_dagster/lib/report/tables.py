@@ -130,7 +130,7 @@ def modifier_tables(reports: Reports) -> Iterator[Table]:
             yield Table(
                 "Every modifier on every domain",
                 "Its own held-out tasks, and fresh ones (split test) of the domains that it was not made for.",
-                ("modifier", "domain", "base", "with modifier", "McNemar p"),
+                ("modifier", "domain", "base", "with modifier", "p"),
                 tuple(
                     (k, row["domain"], proportion(row["base"]), proportion(row["modified"]), number(row["p_value"]))
                     for k, row in crossed

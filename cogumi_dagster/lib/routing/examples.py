@@ -77,13 +77,13 @@ def collect_examples(
     write_jsonl(out / "examples.jsonl", rows)
     pairs = [(b, modified.get(b.task.id)) for b in base if b.verdict.passed is not None]
     other = [m for _, m in pairs if m is not None]
-    repairs = [m.passed for b, m in pairs if m is not None and not b.passed]
+    repairs = [m for b, m in pairs if m is not None and not b.passed]
     return RoutingExamplesReport(
         rows=len(rows),
         split="validation",
         base_right=accuracy([b for b, _ in pairs]),
         modifier_right=accuracy(other),
-        modifier_repairs=Proportion.of(repairs),
+        modifier_repairs=accuracy(repairs),
         not_run=len(base) - len(rows),
         domains=tuple(_domain_row(domain, pairs) for domain in ROUTED_DOMAINS),
     )

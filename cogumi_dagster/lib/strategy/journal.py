@@ -61,7 +61,8 @@ class JournalReport:
     entries: tuple[JournalEntry, ...]
     versions: tuple[StrategyVersion, ...]
     unusable: dict[str, int]
-    """The teacher's replies that were to be a strategy and are none, by why: cut off, refused, too long."""
+    """The teacher's replies that were to be a strategy and are none, by why: cut off, refused, too long,
+    empty, or how the call failed."""
     usd: float
     """What the teacher's answers cost."""
     strategies: int
@@ -87,8 +88,8 @@ def keep_journal(
 
     It ends early when the strategies no longer help: nothing new comes and the last one has been tried twice without
     gain, or ``PATIENCE`` strategies long no batch was better than the best before them. A reply that is no strategy
-    (see ``JournalReport.unusable``) is not nothing new: it goes on with the last one. Writes journal.jsonl and
-    strategies.json (texts, which did best, and which of those that are one, to be taught).
+    (see ``JournalReport.unusable``) is not nothing new: it goes on with the last one, until ``PATIENCE`` were none.
+    Writes journal.jsonl and strategies.json (texts, which did best, and which of those that are one, to be taught).
 
     Raises:
         CogumiError: a batch has too few problems, or answers cannot be judged; what the teacher raises.
@@ -121,6 +122,8 @@ def keep_journal(
             strategies.append(new.text)
         elif new.unusable:
             unusable[new.unusable] += 1
+            if unusable.total() == PATIENCE:
+                break
         elif before and last <= max(before):
             break
     tried = {version: balanced_accuracy(answers) for version, answers in answered.items()}

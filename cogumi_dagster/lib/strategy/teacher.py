@@ -56,7 +56,7 @@ class Distilled:
     text: str = ""
     """Empty where there is nothing new."""
     unusable: str = ""
-    """Why the reply was no strategy: cut off, refused, too long."""
+    """Why the reply was no strategy; see ``JournalReport.unusable``."""
 
 
 class StrategyTeacher(Protocol):

@@ -29,6 +29,7 @@ class StrategyReport:
     family: str
     strategy: str
     journal_best: int
+    """The version that did best there, and not what is taught where it has no text."""
     traces: int
     wanted: int
     """Traces that were asked for: a family with too few problems for them has fewer, none of them rejected."""
@@ -85,7 +86,7 @@ def learn_strategy(
                     f"the verifier of {family.name} rejects its own solver on task {task.id}", "mend the family"
                 )
     else:
-        text = kept["strategies"][kept.get("taught", kept["best"])]["text"]
+        text = kept["strategies"][kept["taught"]]["text"]
         if not text:
             raise CogumiError(
                 f"there is no strategy for {family.name} in the journal of {teacher.name}",

@@ -87,10 +87,9 @@ def family_version(name: str) -> str:
     return f"{version}:{writing.seeds_version(family.domain)}" if seeded else version
 
 
-def judged_version(name: str) -> str:
-    """The same, and whether answers can be judged here: what was made without a sandbox is out of date with one."""
-    unjudged = getattr(get_family(name), "executes", False) and not sandbox_available()[0]
-    return f"{family_version(name)}{':no sandbox' if unjudged else ''}"
+def cannot_judge(names: Collection[str]) -> bool:
+    """Whether answers to one of these families are run to judge them, and there is no sandbox for it here."""
+    return any(getattr(get_family(name), "executes", False) for name in names) and not sandbox_available()[0]
 
 
 def verify(task: Task, response: str) -> Verdict:

@@ -33,7 +33,8 @@ def final_text(response: str) -> str:
 
 def closed_answer(response: str, classes: Sequence[str]) -> str:
     """Which of ``classes`` a response gives: the one that its stated answer, or the last line that names one, ends or
-    begins with, or the only one in it. ``all within 3: YES`` is YES, ``YES. There is no conflict`` too. Else nothing.
+    begins with, or the only one in it. ``all within 3: YES`` is YES, ``YES. There is no conflict`` too. Else nothing,
+    nor where the line denies one (``not YES``).
     """
     named = "|".join(map(re.escape, classes))
     for line in _final_texts(response):
@@ -41,6 +42,8 @@ def closed_answer(response: str, classes: Sequence[str]) -> str:
         if not found:
             continue
         begins, ends = (re.search(end, line, re.IGNORECASE) for end in (rf"^\W*(?:{named})\b", rf"\b(?:{named})\W*$"))
+        if re.search(rf"\b(?:not|never|anything but)\s+(?:{named})\b", line, re.IGNORECASE):
+            return ""
         said = found[-1] if ends else found[0] if begins or len(set(found)) == 1 else ""
         return next((label for label in classes if label.lower() == said), "")
     return ""

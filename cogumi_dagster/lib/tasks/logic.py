@@ -56,9 +56,10 @@ def _work_circuit(entry: Entry, _: Difficulty) -> Worked:
 
 
 def _read_bit(response: str) -> str:
-    """The one number of the answer, in whatever words, where it is a bit."""
-    said = {number.rstrip(".") for number in re.findall(r"[-\w.]*\d[\w.]*", final_text(response))}
-    return said.pop() if said in ({"0"}, {"1"}) else ""
+    """The one number of the answer, where it is a bit."""
+    text = final_text(response)
+    numbers = set(re.findall(r"(?<![\w.-])\d+(?!\w|\.\d)", text))
+    return closed_answer(text, ("0", "1")) if len(numbers) == 1 else ""
 
 
 def _ask_courses(entry: Entry) -> str:

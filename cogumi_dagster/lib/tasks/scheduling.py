@@ -73,7 +73,7 @@ class Scheduling:
     name = "scheduling"
     domain = "reasoning"
     max_tokens = 150
-    version = "3"
+    version = "4"
 
     def generate(self, count: int, seed: int, difficulty: Difficulty) -> list[Task]:
         """The published mix of one difficulty."""

@@ -145,19 +145,3 @@ def test_version_follows_yaml_files_and_family_versions(tmp_path: Path, monkeypa
     (folder / "more.jsonl").write_text('{"instruction": "c"}\n')
     versions.append(sources_version("math", folder))
     assert versions[0] == versions[1] and len(set(versions)) == 6
-
-
-def test_what_was_not_judged_is_out_of_date_once_there_is_a_sandbox(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = []
-    for usable in (True, False):
-        monkeypatch.setattr("cogumi_dagster.lib.tasks.sandbox_available", lambda usable=usable: (usable, ""))
-        found.append(
-            [
-                sources_version("math", _write(tmp_path, f"families: [{name}]"))
-                for name in ("code_expression", "code_value")
-            ]
-        )
-    (executed, read), (unjudged, read_again) = found
-    assert executed != unjudged and read == read_again, "only of families that run what they judge"

@@ -93,6 +93,14 @@ def test_one_kind_repaired_is_one_repair() -> None:
     assert one.families[0].modified.effective == pytest.approx(one.modified.effective)
 
 
+def test_five_kinds_all_broken_shut_the_gate() -> None:
+    """A test over so few kinds could not."""
+    kinds = [f"template {n // 12}" for n in range(60)] + [f"other {n}" for n in range(240)]
+    base = of_kinds(kinds, [True] * 60 + [False] * 240)
+    report = compare(base, of_kinds(kinds, [False] * 60 + [True] * 200 + [False] * 40), [base, base], split="test")
+    assert report.improves and report.regresses and not report.gate_passed
+
+
 def test_what_was_not_run_counts_on_neither_side_and_shuts_the_gate() -> None:
     report = compare(answers([True, None, False, True]), answers([True, True, None, False]), split="test")
     assert (report.tasks, report.not_run) == (2, 2)

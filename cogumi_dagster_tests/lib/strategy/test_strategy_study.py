@@ -127,7 +127,7 @@ def test_each_batch_has_fresh_problems(scripted_engine: Callable[..., Any], tmp_
 
 
 def test_traces_are_verified_and_counted(tmp_path: Path) -> None:
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 1, "strategies": []}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 1, "taught": 1, "strategies": []}))
     report = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=36, seed=0)
     rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
     assert report.traces == len(rows) == 36
@@ -151,7 +151,7 @@ def test_imbalance_counts_missing_classes_and_repeated_open_answers() -> None:
 
 
 def test_a_trace_that_its_verifier_rejects_stops_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": []}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "taught": 0, "strategies": []}))
     monkeypatch.setattr(traces_module, "verify", lambda task, text: Verdict(False, "no"))
     with pytest.raises(CogumiError, match="rejects its own solver"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=6, seed=0)
@@ -253,7 +253,7 @@ def test_one_adapter_for_all_learns_and_is_measured_on_each_family(
     scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
     family = strategy_family("all")
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": []}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "taught": 0, "strategies": []}))
     learned = learn_strategy(tmp_path, family, tmp_path / "out", traces=48, seed=0)
     rows = read_jsonl(tmp_path / "out" / "traces.jsonl")
     assert Counter(row["family"] for row in rows) == dict.fromkeys([part.name for part in family.parts], 12)
@@ -366,7 +366,7 @@ def test_where_answers_cannot_be_judged_nothing_is_asked(
     monkeypatch.setattr("cogumi_dagster.lib.tasks.code.sandbox_available", lambda: (False, "no bubblewrap"))
     engine, family = scripted_engine(lambda adapter, prompt: "YES", (ADAPTER,)), strategy_family("code_expression")
     teacher = SolverTeacher(engine, family)
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": "Think."}]}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "taught": 0, "strategies": [{"text": "Think."}]}))
     for studied in (
         lambda: keep_journal(teacher, family, tmp_path, batches=1, problems=6, seed=0),
         lambda: learn_strategy(tmp_path, family, tmp_path, traces=6, seed=0),
@@ -380,7 +380,7 @@ def test_where_answers_cannot_be_judged_nothing_is_asked(
 
 
 def test_a_family_with_too_few_problems_has_fewer_traces_than_were_wanted(tmp_path: Path) -> None:
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": []}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "taught": 0, "strategies": []}))
     few = StrategyFamily("gcd", ("",), generate=lambda count, seed, level: FAMILIES["gcd"].generate(4, seed, level))
     learned = learn_strategy(tmp_path, few, tmp_path / "out", traces=60, seed=0)
     assert (learned.wanted, learned.rejected) == (60, 0) and learned.traces < 13
@@ -397,7 +397,7 @@ def test_the_first_traces_that_a_teacher_is_asked_for_are_of_all_classes(tmp_pat
             texts = [f"{'step ' * 8}{task.answer}" for task in tasks]
             return [Answered(t, Completion(x, "stop", 0, 0), verify(t, x)) for t, x in zip(tasks, texts, strict=True)]
 
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": "Count."}]}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "taught": 0, "strategies": [{"text": "Count."}]}))
     teacher = Teacher(None, FAMILY)  # type: ignore[arg-type]
     learned = learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=400, teacher=teacher, seed=0)
     first, rest = asked

@@ -190,7 +190,14 @@ def test_a_sentence_that_says_the_answer_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "form", ["Answer: {} (see above)", "Answer: \\boxed{{{}}}", "Answer: {}, since nothing waits.", "So it is {}."]
+    "form",
+    [
+        "Answer: {} (see above)",
+        "Answer: \\boxed{{{}}}",
+        "Answer: {}, since nothing waits.",
+        "Answer: {} (since G3 is on)",
+        "So it is {}.",
+    ],
 )
 @pytest.mark.parametrize("name", ["circuit_logic", "course_schedule"])
 def test_a_right_answer_in_another_form_is_right(name: str, form: str) -> None:
@@ -202,8 +209,20 @@ def test_a_right_answer_in_another_form_is_right(name: str, form: str) -> None:
     assert len(others) == 1
 
 
-@pytest.mark.parametrize("said", ["1/0", "Answer: 0 or 1", "Answer: 0.1", "Answer: 10", "and(0, 1) = 0", "Answer: -1"])
-def test_two_bits_are_no_answer(said: str) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        "1/0",
+        "Answer: 0 or 1",
+        "Answer: 0.1",
+        "Answer: 10",
+        "and(0, 1) = 0",
+        "Answer: -1",
+        "Answer: not 1",
+        "Answer: anything but 1",
+    ],
+)
+def test_two_bits_or_a_denied_one_are_no_answer(said: str) -> None:
     assert not any(verify(task, said).passed for task in get_family("circuit_logic").generate(12, 0, "easy"))
 
 

@@ -124,14 +124,14 @@ def test_the_teacher_stands_beside_the_student_without_and_with_its_strategy(
 
 def test_nonsense_is_no_strategy_and_no_trace(asker: Asker, server: WireServer, tmp_path: Path) -> None:
     server.default = lambda path, body: chat_reply("bla " * 2000)
-    report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=3, problems=6, seed=0)
+    report = keep_journal(teacher_of(asker), FAMILY, tmp_path, batches=9, problems=6, seed=0)
     assert report.strategies == 1 and report.best_balanced_accuracy.value == 0.0
-    assert report.unusable == {"too long": 2} and len(report.entries) == 3, "that is not nothing new"
+    assert report.unusable == {"too long": 3} and len(report.entries) == 3, "not nothing new, but no more is paid for"
     calls = len(server.posts())
     with pytest.raises(CogumiError, match="there is no strategy for scheduling in the journal of gpt"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=600, teacher=teacher_of(asker), seed=2)
     assert len(server.posts()) == calls, "no trace was paid for"
-    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "strategies": [{"text": "Count."}]}))
+    (tmp_path / "strategies.json").write_text(json.dumps({"best": 0, "taught": 0, "strategies": [{"text": "Count."}]}))
     with pytest.raises(CogumiError, match="accepts 0 of 50 traces of gpt"):
         learn_strategy(tmp_path, FAMILY, tmp_path / "out", traces=600, teacher=teacher_of(asker), seed=2)
     assert len(server.posts()) == calls + 50, "the others were not paid for"
