@@ -28,7 +28,7 @@ def _above_chance(report: Mapping[str, Any]) -> float:
 
 STRATEGY_JOURNAL = (Claim("strategies_tried", "strategies", "strategies that were tried on problems", at_least=2),)
 LEARNED_STRATEGY = (
-    Claim("verified_share", lambda m: m["traces"] / (m.get("wanted") or m["traces"] + m["rejected"]), "share of the wanted traces that there are: the family has a problem for them, and its verifier accepts them", at_least=0.8),
+    Claim("verified_share", lambda m: m["traces"] / m["wanted"], "share of the wanted traces that there are: the family has a problem for them, and its verifier accepts them", at_least=0.8),
     Claim("classes_balanced", "imbalance", "largest difference between the shares of a family's classes; of open answers, repeats of the commonest", at_most=0.05),
 )  # fmt: skip
 STRATEGY_ADAPTER = (

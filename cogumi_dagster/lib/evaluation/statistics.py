@@ -172,6 +172,14 @@ def mcnemar(b: int, c: int) -> float:
     return min(1.0, 2 * tail)
 
 
+def grouped_mcnemar(before: Sequence[bool], after: Sequence[bool], groups: Sequence[Hashable]) -> float:
+    """``sign_flips`` of what each of ``groups`` (n,) wins less what it loses from ``before`` (n,) to ``after`` (n,)."""
+    moved: Counter[Hashable] = Counter()
+    for first, second, group in zip(before, after, groups, strict=True):
+        moved[group] += second - first
+    return sign_flips(list(moved.values()))
+
+
 def sign_flips(differences: Sequence[int]) -> float:
     """Exact two-sided p of the sum of ``differences``, where each may as well have had the other sign.
 

@@ -1,7 +1,6 @@
 """The served system against its parts: base alone, each modifier, always-modifier, oracle, teacher."""
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 from cogumi_dagster.lib.evaluation.answers import answer_tasks, kind_of, majority_of
 from cogumi_dagster.lib.evaluation.humaneval import answer_problems, load_problems
-from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, mcnemar, sign_flips
+from cogumi_dagster.lib.evaluation.statistics import SIGNIFICANCE, Proportion, grouped_mcnemar, mcnemar
 from cogumi_dagster.lib.inference import Engine, Message
 from cogumi_dagster.lib.jsonl import write_jsonl
 from cogumi_dagster.lib.progress import Progress, silent
@@ -100,9 +99,6 @@ def evaluate_system(
     won = sum(p and not b for p, b in zip(passed, right, strict=True))
     lost = sum(b and not p for p, b in zip(passed, right, strict=True))
     kinds = [kind_of(by_id[row["task_id"]]) for row in rows]
-    moved: Counter[str] = Counter()
-    for kind, after, before in zip(kinds, passed, right, strict=True):
-        moved[kind] += after - before
     escalated = [route != "base" for route in routes]
     seconds = [answer.completion.seconds for answer in base]
     systems = _systems(rows, passed, tasks, kinds)
@@ -115,7 +111,7 @@ def evaluate_system(
         base=Proportion.of(right, kinds),
         oracle=next(one.accuracy for one in systems if one.system == "oracle"),
         gain=(won - lost) / max(1, len(rows)),
-        p_value=sign_flips(list(moved.values())),
+        p_value=grouped_mcnemar(right, passed, kinds),
         regresses=lost > won and mcnemar(won, lost) < SIGNIFICANCE,
         escalated_to_modifier=Proportion.of(escalated),
         win_rate=Proportion(won, won + lost),

@@ -166,7 +166,7 @@ class _Cascade:
         unjudged = {name for name, task in first.items() if self.verify(task, str(task.solution)).passed is None}
         self.unjudged = {name for name, task in self.tasks.items() if task.family in unjudged}
         if self.unjudged:
-            self.rejections["nobody asked: no sandbox"] += len(self.unjudged)
+            self.rejections["nobody asked: cannot be judged"] += len(self.unjudged)
 
     def ask(self, teacher: Teacher, samples: int, progress: Progress) -> None:
         """Have one teacher try what is still open, as often as ``samples``."""

@@ -1,6 +1,5 @@
 """Base against base + modifier on held-out tasks, served: repairs, keeps, the noise floor, and the double gate."""
 
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
     bootstrap,
+    grouped_mcnemar,
     mcnemar,
-    sign_flips,
     wilson,
 )
 from cogumi_dagster.lib.inference import Engine
@@ -66,13 +65,12 @@ class KindsRow:
 
 @dataclass(frozen=True)
 class NoiseFloor:
-    """What the base itself repairs and breaks when it answers again with other seeds: the mean re-run, whose interval
+    """What the base itself repairs when it answers again with other seeds: the mean re-run, whose interval
     is that of one (the re-runs are of the same tasks)."""
 
     seeds: int
     temperature: float
     repaired: Proportion
-    broken: Proportion
 
 
 @dataclass(frozen=True)
@@ -333,20 +331,18 @@ def _changes(pairs: Pairs) -> tuple[int, int]:
 
 def _p_value(pairs: Pairs, alike: Callable[[Task], str]) -> float:
     """Of as many repairs as breaks, where tasks that are ``alike`` come out together."""
-    moved: Counter[str] = Counter()
-    for before, after in pairs:
-        moved[alike(before.task)] += after.passed - before.passed
-    return sign_flips(list(moved.values()))
+    return grouped_mcnemar(
+        [b.passed for b, _ in pairs], [o.passed for _, o in pairs], [alike(b.task) for b, _ in pairs]
+    )
 
 
 def _noise(base: Sequence[Answered], again: Sequence[Sequence[Answered]]) -> NoiseFloor:
     pairs = [pair for run in again for pair in _judged(zip(base, run, strict=True))]
-    failed, right = [(b, o) for b, o in pairs if not b.passed], [(b, o) for b, o in pairs if b.passed]
+    failed = [(b, o) for b, o in pairs if not b.passed]
     return NoiseFloor(
         len(again),
         NOISE_TEMPERATURE,
         _mean_run(failed, [o.passed for _, o in failed], len(again)),
-        _mean_run(right, [not o.passed for _, o in right], len(again)),
     )
 
 

@@ -146,7 +146,7 @@ def test_no_later_tier_answers_for_one_that_could_not_be_paid(
 def test_what_could_not_be_checked_is_not_accepted(journal: Journal) -> None:
     engine = SamplingEngine(lambda n: 0)
     rows, report = run(journal, ["local"], engine, samples=1, verify=lambda t, r: Verdict(None, "not run"))
-    assert rows == [] and report.rejections == {"nobody asked: no sandbox": 20} and not engine.calls
+    assert rows == [] and report.rejections == {"nobody asked: cannot be judged": 20} and not engine.calls
     assert report.usd_per_accepted is None and report.tiers[0].share is None
 
 

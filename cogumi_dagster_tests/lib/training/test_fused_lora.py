@@ -6,6 +6,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from cogumi_dagster.lib.training.fused_lora import _dropped, fuse_lora, lora_product
+from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 
@@ -58,8 +59,9 @@ def test_over_bfloat16_weights_the_adapter_keeps_float32(imported: tuple[Path, A
     fused_logits, fused_grads = outcome(model)
     assert fused_logits.dtype == torch.bfloat16 and {grad.dtype for grad in fused_grads.values()} == {torch.float32}
     assert distance(fused_logits.float(), exact_logits) < 1.5 * distance(logits.float(), exact_logits) < 0.05
+    bound = 0.1 if compute_dtype("cpu") is torch.bfloat16 else 0.15  # PEFT's own, where bfloat16 is emulated
     for name in exact:
-        assert distance(fused_grads[name], exact[name]) < 1.5 * distance(grads[name], exact[name]) < 0.2
+        assert distance(fused_grads[name], exact[name]) < 1.5 * distance(grads[name], exact[name]) < bound
 
 
 def test_float16_is_left_to_peft_which_keeps_small_gradients(imported: tuple[Path, Any]) -> None:
