@@ -11,6 +11,7 @@ from cogumi_dagster.commands.terminal import console, print_table
 from cogumi_dagster.lib.errors import CogumiError, nearest
 from cogumi_dagster.lib.report.cells import Table, number
 from cogumi_dagster.lib.teaching.catalogue import MICROS
+from cogumi_dagster.lib.teaching.estimate import PlannedCalls
 from cogumi_dagster.lib.teaching.journal import JOURNAL_FILE, Journal, Spend
 from cogumi_dagster.lib.training.student import package_version
 
@@ -85,8 +86,9 @@ def _line(row: Spend) -> tuple[str, ...]:
 
 
 def show_dataset_plan(as_json: bool) -> None:
-    """Calls, tokens and dollars by domain and teacher."""
-    from cogumi_dagster.lib.teaching.estimate import LONGEST, plan_dataset
+    """Calls, tokens and dollars by domain and teacher; and what modifiers and strategies may cost on top."""
+    from cogumi_dagster.lib.planning.teachers import plan_modifiers_and_strategies
+    from cogumi_dagster.lib.teaching.estimate import LONGEST, plan_dataset, sum_known
     from resources import build_resources
 
     resources = build_resources()
@@ -94,24 +96,29 @@ def show_dataset_plan(as_json: bool) -> None:
     with _journal() as journal:
         catalogue = resources["teachers"].catalogue
         plan = plan_dataset(settings.profile, settings.sources, catalogue, journal, engine_version=package_version())
+        later = plan_modifiers_and_strategies(settings.profile, catalogue, journal)
     if as_json:
-        print(json.dumps(plan.to_json(), indent=1))
+        print(json.dumps({**plan.to_json(), "modifiers_and_strategies": list(map(asdict, later))}, indent=1))
         return
-    columns = (
-        "domain", "teacher", "step", "tasks", "known", "calls", "prompt tokens", "completion tokens", "usd",
-        "usd, at most", "minutes", "answers' length",
-    )  # fmt: skip
-    lines = tuple(
-        (r.domain, r.teacher, r.step, number(r.tasks), number(r.known), number(r.calls), number(r.prompt_tokens),
-         number(r.completion_tokens), _usd(r.usd), _usd(r.worst_usd), f"{r.minutes:.0f}", r.basis)
-        for r in plan.rows
-    )  # fmt: skip
+    figures = ("calls", "prompt tokens", "completion tokens", "usd", "usd, at most", "minutes", "answers' length")
+    lines = tuple((r.domain, r.teacher, r.step, number(r.tasks), number(r.known), *_figures(r)) for r in plan.rows)
+    columns = ("domain", "teacher", "step", "tasks", "known", *figures)
     print_table(Table("The dataset's teachers, before anything is sent", "", columns, lines))
     console.print(
         f"\n{plan.calls:,} calls for {plan.tasks:,} tasks (estimated from {plan.sampled:,}): "
         f"about {_usd(plan.usd)}, at most {_usd(plan.worst_usd)}."
     )
-    if any(row.basis == LONGEST for row in plan.rows):
+    if later:
+        lines = tuple((r.domain, r.teacher, r.step, *_figures(r)) for r in later)
+        title = "Modifiers and strategies: the most that their teachers are asked"
+        print_table(Table(title, "", ("for", "teacher", "step", *figures), lines))
+        about, worst = sum_known([row.usd for row in later]), sum_known([row.worst_usd for row in later])
+        console.print(
+            f"\n{sum(row.calls for row in later):,} calls if the base fails every task, every cheaper teacher is "
+            f"rejected and every batch attempted: about {_usd(about)}, at most {_usd(worst)}. What is answered already "
+            "is not taken off."
+        )
+    if any(row.basis == LONGEST for row in (*plan.rows, *later)):
         console.print("Where a teacher has no history, its answers (and its thinking) count as long as they may be.")
     month = plan.max_usd_per_month
     console.print(
@@ -120,6 +127,11 @@ def show_dataset_plan(as_json: bool) -> None:
     )
     if plan.usd is not None and plan.usd > plan.max_usd_per_run:
         console.print("[yellow]One run's cap does not hold that:[/] it will stop there and say what is left to do.")
+
+
+def _figures(row: PlannedCalls) -> tuple[str, ...]:
+    tokens = (number(row.prompt_tokens), number(row.completion_tokens))
+    return (number(row.calls), *tokens, _usd(row.usd), _usd(row.worst_usd), f"{row.minutes:.0f}", row.basis)
 
 
 def _usd(value: float | None) -> str:

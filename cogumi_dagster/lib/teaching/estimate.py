@@ -28,9 +28,10 @@ class PlannedCalls:
     """One teacher's calls in one domain. Counts are of the whole draw, scaled up from the sample."""
 
     domain: str
+    """Of modifiers their name, of strategies their family."""
     teacher: str
     step: str
-    """``answers``, or ``scores`` for the judge."""
+    """``answers``, or ``scores`` for the judge; for others see ``planning.teachers``."""
     tasks: int
     known: int
     """Answers that the journal has: they cost nothing again."""
@@ -94,8 +95,8 @@ def plan_dataset(
         sampled,
         total,
         sum(row.calls for row in rows),
-        _sum([row.usd for row in rows]),
-        _sum([row.worst_usd for row in rows]),
+        sum_known([row.usd for row in rows]),
+        sum_known([row.worst_usd for row in rows]),
         profile.teaching.max_usd_per_run,
         profile.teaching.max_usd_per_month,
         journal.month_micros() / MICROS if journal else 0.0,
@@ -133,7 +134,9 @@ def _answers(
         fresh = [m for m, key in zip(mine, keys, strict=True) if key not in known]
         scale = count / len(tasks) if tasks else 0.0
         if share > 0:
-            rows.append(_row(teacher, domain, "answers", len(mine), fresh, scale, room, habits.get((name, domain))))
+            rows.append(
+                planned_calls(teacher, domain, "answers", len(mine), fresh, scale, room, habits.get((name, domain)))
+            )
     return rows
 
 
@@ -159,13 +162,13 @@ def _scores(
         for task in tasks[: max(1, min(len(tasks), calls))]
     ]
     scale = calls / len(sample) if sample else 0.0
-    row = _row(
+    row = planned_calls(
         judge, domain, "scores", len(sample), sample if calls else [], scale, JUDGE_TOKENS, None if teaches else habit
     )
     return PlannedCalls(**{**asdict(row), "tasks": count, "known": count - row.calls})
 
 
-def _row(
+def planned_calls(
     teacher: Teacher,
     domain: str,
     step: str,
@@ -175,7 +178,7 @@ def _row(
     room: int,
     habit: Habit | None,
 ) -> PlannedCalls:
-    """The row of ``fresh`` calls, ``scale`` times over."""
+    """The row of ``fresh`` calls, ``scale`` times over; ``room`` is what an answer may have of tokens."""
     calls = round(len(fresh) * scale)
     solver = teacher.provider == "solver"
     prompt = 0 if solver else round(sum(map(prompt_tokens_about, fresh)) * scale)
@@ -203,6 +206,7 @@ def _row(
     )
 
 
-def _sum(figures: Sequence[float | None]) -> float | None:
+def sum_known(figures: Sequence[float | None]) -> float | None:
+    """Their sum; None where one is unknown."""
     known = [figure for figure in figures if figure is not None]
     return sum(known) if len(known) == len(figures) else None
