@@ -100,7 +100,12 @@ def machine_seconds(engine: Engine, answers: Sequence[Answered]) -> float:
 def accuracy(answers: Sequence[Answered]) -> Proportion:
     """Passed of judged; what was not run does not count. The interval is over kinds of tasks."""
     judged = [answer for answer in answers if answer.verdict.passed is not None]
-    return Proportion.of([answer.passed for answer in judged], [kind_of(answer.task) for answer in judged])
+    return share_of(judged, [answer.passed for answer in judged])
+
+
+def share_of(answers: Sequence[Answered], flags: Sequence[bool]) -> Proportion:
+    """The share of ``answers`` with a flag. The interval is over kinds of tasks."""
+    return Proportion.of(flags, [kind_of(answer.task) for answer in answers])
 
 
 def kind_of(task: Task) -> str:

@@ -4,8 +4,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.evaluation.answers import Answered, answer_tasks, discordant, machine_seconds, majority_of
-from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, mcnemar
+from cogumi_dagster.lib.evaluation.answers import (
+    Answered,
+    accuracy,
+    answer_tasks,
+    kind_of,
+    machine_seconds,
+    majority_of,
+    share_of,
+)
+from cogumi_dagster.lib.evaluation.statistics import Estimate, Proportion, grouped_mcnemar
 from cogumi_dagster.lib.inference import Completion, Engine
 from cogumi_dagster.lib.inference.base import PromptTooLong
 from cogumi_dagster.lib.jsonl import write_jsonl
@@ -84,7 +92,7 @@ class StrategyEvaluation:
     adapter_balanced_accuracy: Estimate
     untrained_balanced_accuracy: Estimate
     p_value: float
-    """McNemar's, of the student with adapter against the untrained one."""
+    """Of the student with adapter against the untrained one: McNemar's, over kinds of tasks (``grouped_mcnemar``)."""
     left_out: str
     """Why the student was not told the strategy, where it was not."""
 
@@ -173,7 +181,9 @@ def evaluate_strategy(
         ),
         adapter_balanced_accuracy=balanced_accuracy(trained),
         untrained_balanced_accuracy=balanced_accuracy(untrained),
-        p_value=mcnemar(*discordant(trained, untrained)),
+        p_value=grouped_mcnemar(
+            [one.passed for one in untrained], [one.passed for one in trained], [kind_of(task) for task in tasks]
+        ),
         left_out=left_out,
     )
 
@@ -222,9 +232,9 @@ def _solved(task: Task) -> Answered:
 def _row(stage: str, answers: Sequence[Answered], batch: int, exact: bool) -> StageRow:
     easy, medium, hard = _by_level(answers)
     return StageRow(
-        stage, len(answers), _passed(answers), balanced_accuracy(answers), _recalls(answers),
+        stage, len(answers), accuracy(answers), balanced_accuracy(answers), _recalls(answers),
         _exact(answers) if exact else None, easy, medium, hard,
-        tuple(map(_passed, _batches(answers, max(1, round(len(answers) / batch))))),
+        tuple(map(accuracy, _batches(answers, max(1, round(len(answers) / batch))))),
     )  # fmt: skip
 
 
@@ -234,13 +244,13 @@ def _batches(answers: Sequence[Answered], number: int) -> list[list[Answered]]:
 
 
 def _by_level(answers: Sequence[Answered]) -> Iterator[Proportion]:
-    return (_passed([answer for answer in answers if answer.task.difficulty == level]) for level in DIFFICULTIES)
+    return (accuracy([answer for answer in answers if answer.task.difficulty == level]) for level in DIFFICULTIES)
 
 
 def _suite(suite: Suite, drawn: Sequence[Answered], exact: bool) -> SuiteRow:
     answers = list({answer.task.id: answer for answer in drawn}.values())
-    accuracy, balanced, recalls = _passed(answers), balanced_accuracy(answers), _recalls(answers)
-    figures = {"accuracy": accuracy.value, "balanced accuracy": balanced.value}
+    right, balanced, recalls = accuracy(answers), balanced_accuracy(answers), _recalls(answers)
+    figures = {"accuracy": right.value, "balanced accuracy": balanced.value}
     figures |= {f"recall {label}": share.value for label, share in recalls.items()}
     starts = range(0, len(drawn), suite.set_size) if suite.set_size else ()
     easy, medium, hard = _by_level(answers)
@@ -248,7 +258,7 @@ def _suite(suite: Suite, drawn: Sequence[Answered], exact: bool) -> SuiteRow:
         suite=suite.name,
         drawn=len(drawn),
         problems=len(answers),
-        accuracy=accuracy,
+        accuracy=right,
         majority=majority_of([answer.task for answer in answers]),
         balanced_accuracy=balanced,
         recalls=recalls,
@@ -256,21 +266,17 @@ def _suite(suite: Suite, drawn: Sequence[Answered], exact: bool) -> SuiteRow:
         easy=easy,
         medium=medium,
         hard=hard,
-        sets=tuple(_passed(drawn[start : start + suite.set_size]) for start in starts),
+        sets=tuple(accuracy(drawn[start : start + suite.set_size]) for start in starts),
         aims=dict(suite.aims),
         missed=tuple(name for name, aim in suite.aims.items() if not figures.get(name, 0.0) >= aim),
     )
 
 
-def _passed(answers: Sequence[Answered]) -> Proportion:
-    return Proportion.of([answer.passed for answer in answers])
-
-
 def _recalls(answers: Sequence[Answered]) -> dict[str, Proportion]:
     closed = [answer for answer in answers if classes_of(answer.task)]
     classes = sorted({str(answer.task.answer) for answer in closed})
-    return {label: Proportion.of([a.passed for a in closed if a.task.answer == label]) for label in classes}
+    return {label: accuracy([a for a in closed if a.task.answer == label]) for label in classes}
 
 
 def _exact(answers: Sequence[Answered]) -> Proportion:
-    return Proportion.of([answer.completion.text.strip() == (answer.task.solution or "").strip() for answer in answers])
+    return share_of(answers, [a.completion.text.strip() == (a.task.solution or "").strip() for a in answers])

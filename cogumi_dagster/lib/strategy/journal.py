@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cogumi_dagster.lib.evaluation.answers import Answered, majority_of
+from cogumi_dagster.lib.evaluation.answers import Answered, accuracy, majority_of
 from cogumi_dagster.lib.evaluation.statistics import (
     Estimate,
     Proportion,
@@ -163,20 +163,27 @@ def _entry(batch: int, strategy: int, answers: Sequence[Answered], note: str) ->
     closed = [answer for answer in answers if classes_of(answer.task)]
     wrong = Counter(said_in(answer) for answer in closed if not answer.passed)
     unparsed = wrong.pop("", 0)
-    right = Proportion.of([answer.passed for answer in answers])
     majority = majority_of([answer.task for answer in answers])
     return JournalEntry(
-        batch, strategy, len(answers), right, balanced_accuracy(answers), majority, dict(wrong), unparsed, note
+        batch,
+        strategy,
+        len(answers),
+        accuracy(answers),
+        balanced_accuracy(answers),
+        majority,
+        dict(wrong),
+        unparsed,
+        note,
     )
 
 
 def balanced_accuracy(answers: Sequence[Answered]) -> Estimate:
     """Mean of the recalls of each family's classes; a family of open answers counts as one class."""
-    groups: dict[tuple[str, str], list[bool]] = {}
+    groups: dict[tuple[str, str], list[Answered]] = {}
     for answer in answers:
         label = str(answer.task.answer) if classes_of(answer.task) else ""
-        groups.setdefault((answer.task.family, label), []).append(answer.passed)
-    return mean_of_shares([Proportion.of(passed) for passed in groups.values()])
+        groups.setdefault((answer.task.family, label), []).append(answer)
+    return mean_of_shares([accuracy(group) for group in groups.values()])
 
 
 def constant_baseline(tasks: Sequence[Task]) -> float:

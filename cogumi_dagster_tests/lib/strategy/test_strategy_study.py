@@ -360,6 +360,21 @@ def test_any_family_with_a_verifier_can_be_studied(
         strategy_family("conversation_guided")
 
 
+def test_intervals_and_tests_are_over_kinds_where_problems_share_them(
+    scripted_engine: Callable[..., Any], solutions: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    family = strategy_family("automation_files")
+    problems = family.stage_problems(24, 0)
+    kinds = {task.kind for task in problems}
+    known = solutions(problems)
+    engine = scripted_engine(lambda adapter, prompt: known[prompt] if adapter else "Hm.", (ADAPTER,))
+    report = evaluate_strategy(engine, family, tmp_path, count=24, strategy="", seed=0)
+    assert 1 < len(kinds) < len(problems)
+    assert report.p_value == pytest.approx(0.5 ** (len(kinds) - 1))
+    trained = next(row for row in report.stages if row.stage == "student with adapter")
+    assert trained.accuracy.count == 24 and trained.accuracy.effective == len(kinds)
+
+
 def test_where_answers_cannot_be_judged_nothing_is_asked(
     scripted_engine: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
