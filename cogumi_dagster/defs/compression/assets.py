@@ -42,6 +42,7 @@ def _held_out(step: Step) -> list[Pair]:
     config=("compression.pruning", "compression.perplexity_tokens", "compute.device"),
     deps=[base_checkpoint, distillation_dataset],
     claims=checks.PRUNED_CHECKPOINT,
+    code_version="2",
     pool="gpu",
 )
 def pruned_checkpoint(step: Step) -> PruningReport:
@@ -65,6 +66,7 @@ def pruned_checkpoint(step: Step) -> PruningReport:
     config=("compression.recovery", "compression.perplexity_tokens", "compute.device"),
     deps=[pruned_checkpoint, base_checkpoint, distillation_dataset],
     claims=checks.RECOVERED_CHECKPOINT,
+    code_version="2",
     pool="gpu",
 )
 def recovered_checkpoint(step: Step) -> RecoveryReport:
@@ -89,6 +91,7 @@ def recovered_checkpoint(step: Step) -> RecoveryReport:
     config=("compression.awq", "compression.perplexity_tokens"),
     deps=[recovered_checkpoint, distillation_dataset],
     claims=checks.AWQ_CHECKPOINT,
+    code_version="2",
     pool="gpu",
 )
 def awq_checkpoint(step: Step) -> AwqReport:
@@ -105,6 +108,7 @@ def awq_checkpoint(step: Step) -> AwqReport:
     config=("compression.awq", "compression.perplexity_tokens"),
     deps=[awq_checkpoint, distillation_dataset],
     claims=checks.W4A16_CHECKPOINT,
+    code_version="2",
 )
 def w4a16_checkpoint(step: Step) -> W4A16Report:
     """4-bit weights in compressed-tensors form, for vLLM and transformers."""

@@ -14,6 +14,7 @@ from cogumi_dagster.lib.compression.autoawq import AUTOAWQ_GRID, search_autoawq
 from cogumi_dagster.lib.compression.compressor import (
     Calibration,
     calibration_set,
+    kept_in,
     load_sound,
     quiet_compressor,
     require_group_size,
@@ -27,7 +28,7 @@ from cogumi_dagster.lib.training.student import copy_tokenizer, load_checkpoint
 
 @dataclass(frozen=True)
 class AwqReport:
-    """How far folding moved the logits (rounding to bfloat16), and how many layers were scaled.
+    """How far folding moved the logits (rounding to 16 bits), and how many layers were scaled.
 
     ``calibration_tokens``: by group (domain) of the examples. ``search_seconds``: of the scale search alone.
     """
@@ -61,12 +62,14 @@ class W4A16Report:
 def fold_awq_scales(
     checkpoint: Path, calibration: Sequence[Pair], held_out: Sequence[Pair], out: Path, config: AwqConfig
 ) -> AwqReport:
-    """Search the scales, fold them, save in bfloat16, and compare the saved file's logits with the parent's.
+    """Search the scales, fold them, save them (see ``kept_in``), and compare the saved file's logits with the parent's.
 
     Raises:
         CogumiError: an unsound checkpoint, a group size that does not divide the columns, or too little
             calibration text.
     """
+    import torch
+
     model, tokenizer = load_sound(checkpoint)
     require_group_size(model, config.group_size)
     data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)
@@ -78,9 +81,10 @@ def fold_awq_scales(
     else:
         _search_llmcompressor(model, data, config)
     seconds = time.perf_counter() - started
-    state = {name: value.bfloat16() for name, value in model.state_dict().items() if _is_weight(name)}
+    kept = kept_in(model)
+    state = {name: value.to(getattr(torch, kept)) for name, value in model.state_dict().items() if _is_weight(name)}
     scaled = sum(1 for name, value in norms.items() if not value.equal(state[name].float()))
-    parent, _ = load_checkpoint(checkpoint, "bfloat16")
+    parent, _ = load_checkpoint(checkpoint, kept)
     parent.load_state_dict(state, strict=False)
     parent.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
@@ -139,20 +143,21 @@ def export_w4a16(
         CogumiError: an unsound checkpoint, a group size that does not divide the columns, or too little
             calibration text for ``rounding: gptq``.
     """
+    import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     model, tokenizer = load_sound(folded)
     require_group_size(model, config.group_size)
     reference, tokens = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
-    scheme = _scheme(config, config.observer)
+    scheme, kept = _scheme(config, config.observer), getattr(torch, kept_in(model))
     data = None
     if config.rounding == "gptq":
         data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)
         run_oneshot(model, [GPTQModifier(**scheme)], data)
-        model = model.bfloat16()
+        model = model.to(kept)
     else:
-        model = model.bfloat16()
+        model = model.to(kept)
         run_oneshot(model, [QuantizationModifier(**scheme)])
     model.save_pretrained(out, save_compressed=True)
     copy_tokenizer(folded, out)

@@ -8,7 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.compression.compressor import Calibration, calibration_set, load_sound
+from cogumi_dagster.lib.compression.compressor import (
+    Calibration,
+    calibration_set,
+    load_sound,
+    round_weights,
+    save_rounded,
+)  # fmt: skip
 from cogumi_dagster.lib.compression.prune import Targets, prune_model, require_prunable, steps_of
 from cogumi_dagster.lib.compression.pruning_steps import (
     PruningRecord,
@@ -25,7 +31,6 @@ from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.resume import newest_step, save_step
 from cogumi_dagster.lib.training.batches import Pair
 from cogumi_dagster.lib.training.merge import answer_logits, perplexity_of
-from cogumi_dagster.lib.training.student import save_checkpoint
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def prune(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PruningReport:
-    """Write a pruned copy of ``checkpoint`` (bfloat16), with its record beside it.
+    """Write a pruned copy of ``checkpoint`` (see ``kept_in``), with its record beside it.
 
     Each step of the schedule prunes further, then trains what is left with the unpruned parent as teacher; the last
     step only prunes. ``scratch`` keeps the newest finished step, from which a killed run goes on.
@@ -102,10 +107,10 @@ def prune(
         if number < len(targets):
             row = run.recover(model, row, scratch / f"training-{number}", _part_of(progress, number, len(targets)))
             said = {"steps": [asdict(done) for done in (*rows, row)]}
-            start = save_step(scratch, number, partial(save_checkpoint, model.bfloat16(), tokenizer), said, key, keep=1)
+            start = save_step(scratch, number, partial(save_rounded, model, tokenizer), said, key, keep=1)
             shutil.rmtree(scratch / f"training-{number}", ignore_errors=True)
         rows.append(row)
-    save_checkpoint(model.bfloat16(), tokenizer, out)
+    save_rounded(model, tokenizer, out)
     classes = tuple(name for name in ("attention", "feed_forward", "embeddings") if targets[-1].of(name) > 0)
     PruningRecord(tuple(rows), classes, config.benchmark_tasks, seed).save(out)
     last = rows[-1]
@@ -155,11 +160,11 @@ class _Run:
         return perplexity
 
     def prune(self, model: Any, number: int, target: Targets) -> PruningStep:
-        """Prune ``model`` in place, rounded to what bfloat16 can hold, and measure it."""
+        """Prune ``model`` in place, rounded to what is saved, and measure it."""
         started = time.perf_counter()
         before = [weight == 0 for weight in prunable_weights(model, embeddings=True)]
         prune_model(model, self.data, self.config.method, target)
-        _round(model)
+        round_weights(model)
         intact = all(
             bool((weight[zeros] == 0).all())
             for weight, zeros in zip(prunable_weights(model, embeddings=True), before, strict=True)
@@ -181,19 +186,10 @@ class _Run:
             seed=self.seed + row.step,
             progress=progress,
         )
-        _round(model.cpu())
+        round_weights(model.cpu())
         return row.recovered(
             self.perplexity(model), score(model, self.tokenizer, self.tasks), training.mask_intact, training.seconds
         )
-
-
-def _round(model: Any) -> None:
-    """To what bfloat16 can hold, in float32: what is measured is what is saved. The rotary buffers stay exact."""
-    import torch
-
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
 
 
 def _part_of(progress: Progress, number: int, of: int) -> Progress:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cogumi_dagster.lib.compression.compressor import load_sound
+from cogumi_dagster.lib.compression.compressor import load_sound, round_weights, save_rounded
 from cogumi_dagster.lib.compression.prune import class_weights
 from cogumi_dagster.lib.compression.pruning_steps import (
     PruningRecord,
@@ -24,7 +24,6 @@ from cogumi_dagster.lib.training.merge import answer_logits as padded_logits
 from cogumi_dagster.lib.training.merge import perplexity_of
 from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for_packed_rows, pack, rows_of
 from cogumi_dagster.lib.training.precision import mixed_precision
-from cogumi_dagster.lib.training.student import save_checkpoint
 from cogumi_dagster.lib.training.workers import Workers
 
 
@@ -92,13 +91,14 @@ def recover(
     training = train_masked(
         model, teacher, tokenizer, pairs, config, scratch=scratch, embeddings=embeddings, seed=seed, progress=progress
     )
+    round_weights(model)
     recovered, _ = perplexity_of(padded_logits(model, tokenizer, held_out, 1024))
     rows: tuple[PruningStep, ...] = ()
     if record:
         right = score(model, tokenizer, benchmark_tasks(record.tasks, record.seed))
         last = record.steps[-1].recovered(recovered, right, training.mask_intact, training.seconds)
         rows = (*record.steps[:-1], last)
-    save_checkpoint(model.bfloat16().cpu(), tokenizer, out)
+    save_rounded(model.cpu(), tokenizer, out)
     return RecoveryReport(
         steps=len(training.curve),
         tokens=training.tokens,

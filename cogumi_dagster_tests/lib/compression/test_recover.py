@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from cogumi_dagster.lib.compression import recover as module
-from cogumi_dagster.lib.compression.compressor import load_sound
+from cogumi_dagster.lib.compression.compressor import kept_in, load_sound, round_weights, save_rounded
 from cogumi_dagster.lib.compression.gradual import prune
 from cogumi_dagster.lib.compression.recover import RecoveryReport, packed_rows, recover
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import PruningConfig, RecoveryConfig
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
+from cogumi_dagster.lib.training.merge import answer_logits, perplexity_of
 from cogumi_dagster.lib.training.packing import pack
 from cogumi_dagster.lib.training.student import load_checkpoint
 
@@ -55,6 +56,32 @@ def test_training_recovers_some_of_what_pruning_lost(recovered: tuple[Path, Reco
     assert report.steps == len(report.curve) == 8
     assert report.perplexity_recovered < report.perplexity_pruned
     assert report.loss_last < report.loss_first
+
+
+@pytest.mark.parametrize("rate", [2e-5, 2e-3])
+def test_what_was_learned_is_saved(student: Path, pruned: Path, pairs: list[Pair], tmp_path: Path, rate: float) -> None:
+    """In bfloat16 the small steps of a recovery were rounded away, after the perplexity had been measured."""
+    config = STEPS.model_copy(update={"learning_rate": rate})
+    report = recover(pruned, student, pairs, pairs[:8], tmp_path / "out", config, scratch=tmp_path / "scratch")
+    saved, tokenizer = load_sound(tmp_path / "out")
+    perplexity, _ = perplexity_of(answer_logits(saved, tokenizer, pairs[:8], 1024))
+    assert perplexity == pytest.approx(report.perplexity_recovered, rel=1e-6)
+    first, _ = load_sound(pruned)
+    layers = dict(first.named_parameters())
+    moved = [(layers[name] != weight).float().mean() for name, weight in saved.named_parameters() if "_proj" in name]
+    assert min(moved) > 0.3, "half of the weights are zero and stay so"
+
+
+def test_weights_that_float16_cannot_hold_are_kept_in_bfloat16(student: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_sound(student)
+    assert kept_in(model) == "float16"
+    with torch.no_grad():
+        model.model.norm.weight[0] = 1e6
+    assert kept_in(model) == "bfloat16"
+    round_weights(model)
+    save_rounded(model, tokenizer, tmp_path / "out")
+    again, _ = load_sound(tmp_path / "out")
+    assert again.model.norm.weight[0].item() == pytest.approx(1e6, rel=1e-2)
 
 
 def test_losses_in_mixed_precision_are_those_of_float32(
