@@ -142,16 +142,12 @@ def plan(
 
 
 @app.command(rich_help_panel=GRAPH)
-def status(
-    profile: ProfileOption = None,
-    as_json: JsonOption = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Both tables as Markdown, for a document.")] = False,
-) -> None:
+def status(profile: ProfileOption = None, as_json: JsonOption = False) -> None:
     """Show every artifact and every check, with figures and thresholds."""
     _profile(profile)
     from cogumi_dagster.commands.graph import show_status
 
-    show_status(as_json, markdown)
+    show_status(as_json)
 
 
 @app.command(rich_help_panel=GRAPH)

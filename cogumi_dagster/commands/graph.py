@@ -11,7 +11,7 @@ from pathlib import Path
 import dagster as dg
 from rich.markup import escape
 
-from cogumi_dagster.commands.terminal import RunProgress, as_markdown, console, duration, estimate, print_table
+from cogumi_dagster.commands.terminal import RunProgress, console, duration, estimate, print_table
 from cogumi_dagster.defs import artifact
 from cogumi_dagster.defs.automation import observe_teacher_data
 from cogumi_dagster.defs.pipeline import Node, NodeResult, plan, reconcile, run_nodes
@@ -135,7 +135,7 @@ def show_plan(as_json: bool, select: Sequence[str] = (), partition: str | None =
     _say_what_is_stale(nodes, partition)
 
 
-def show_status(as_json: bool, markdown: bool = False) -> None:
+def show_status(as_json: bool) -> None:
     """Every artifact and check."""
     _, settings, store = _open()
     refs = store.artifacts()
@@ -156,10 +156,6 @@ def show_status(as_json: bool, markdown: bool = False) -> None:
         return
     if not refs:
         raise CogumiError(f"nothing has been materialized in {store.root}", f"cogumi run -p {settings.profile.name}")
-    if markdown:
-        print(as_markdown(artifact_table(refs), hide=("version",)))
-        print(as_markdown(check_table(refs), hide=("what it says",)))
-        return
     print_table(artifact_table(refs))
     print_table(check_table(refs), hide=("what it says",))
     due = [node for node in plan(settings, store) if node.reason]

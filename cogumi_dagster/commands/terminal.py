@@ -114,14 +114,6 @@ def progress_bar(what: str) -> Iterator[Progress]:
         yield update
 
 
-def as_markdown(table: Table, *, hide: Sequence[str] = ()) -> str:
-    """One of the report's tables, for a document."""
-    shown = [i for i, column in enumerate(table.columns) if column not in hide]
-    rows = [table.columns, ["---"] * len(table.columns), *table.rows]
-    lines = ["| " + " | ".join(row[i].replace("|", "\\|") for i in shown) + " |" for row in rows]
-    return "\n".join([f"## {table.title}", "", *lines, ""])
-
-
 def print_table(table: Table, *, hide: Sequence[str] = ()) -> None:
     """One of the report's tables, in the terminal."""
     colours = {"pass": "[green]pass[/]", "warn": "[yellow]warn[/]", "fail": "[red]fail[/]"}

@@ -68,8 +68,6 @@ def fold_awq_scales(
         CogumiError: an unsound checkpoint, a group size that does not divide the columns, or too little
             calibration text.
     """
-    import torch
-
     model, tokenizer = load_sound(checkpoint)
     require_group_size(model, config.group_size)
     data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)
@@ -82,9 +80,9 @@ def fold_awq_scales(
         _search_llmcompressor(model, data, config)
     seconds = time.perf_counter() - started
     kept = kept_in(model)
-    state = {name: value.to(getattr(torch, kept)) for name, value in model.state_dict().items() if _is_weight(name)}
+    state = {name: value.to(kept) for name, value in model.state_dict().items() if _is_weight(name)}
     scaled = sum(1 for name, value in norms.items() if not value.equal(state[name].float()))
-    parent, _ = load_checkpoint(checkpoint, kept)
+    parent, _ = load_checkpoint(checkpoint, str(kept).removeprefix("torch."))
     parent.load_state_dict(state, strict=False)
     parent.save_pretrained(out)
     copy_tokenizer(checkpoint, out)
@@ -143,14 +141,13 @@ def export_w4a16(
         CogumiError: an unsound checkpoint, a group size that does not divide the columns, or too little
             calibration text for ``rounding: gptq``.
     """
-    import torch
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
     model, tokenizer = load_sound(folded)
     require_group_size(model, config.group_size)
     reference, tokens = perplexity_of(answer_logits(model, tokenizer, held_out, 1024))
-    scheme, kept = _scheme(config, config.observer), getattr(torch, kept_in(model))
+    scheme, kept = _scheme(config, config.observer), kept_in(model)
     data = None
     if config.rounding == "gptq":
         data = calibration_set(tokenizer, calibration, config.calibration_samples, config.calibration_tokens)

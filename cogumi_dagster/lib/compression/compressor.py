@@ -106,8 +106,8 @@ def load_sound(checkpoint: Path) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def kept_in(model: Any) -> str:
-    """The 16-bit type that trained weights are saved in: float16, or bfloat16 where a weight is too large for it.
+def kept_in(model: Any) -> Any:
+    """The 16-bit torch type that trained weights are saved in: float16, or bfloat16 where a weight is too large for it.
 
     A recovery moves a weight of 0.06 by some 1e-4, and bfloat16's numbers are 2.4e-4 apart there: rounded to the
     nearest, most of what was learned is gone, since the weights begin on that grid. Float16's are 3e-5 apart.
@@ -115,24 +115,22 @@ def kept_in(model: Any) -> str:
     import torch
 
     greatest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
-    return "float16" if greatest <= torch.finfo(torch.float16).max else "bfloat16"
+    return torch.float16 if greatest <= torch.finfo(torch.float16).max else torch.bfloat16
 
 
 def round_weights(model: Any) -> None:
     """To what is saved (``kept_in``), in float32, so that what is measured is what is saved. Buffers stay exact."""
     import torch
 
-    kept = getattr(torch, kept_in(model))
+    kept = kept_in(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.to(kept))
 
 
 def save_rounded(model: Any, tokenizer: Any, out: Path) -> None:
-    """Save a model in ``kept_in``; it is in that type then, and its buffers are."""
-    import torch
-
-    save_checkpoint(model.to(getattr(torch, kept_in(model))), tokenizer, out)
+    """Save a model in the type of ``kept_in``, to which it is turned with its buffers."""
+    save_checkpoint(model.to(kept_in(model)), tokenizer, out)
 
 
 def calibration_set(tokenizer: Any, pairs: Sequence[Pair], samples: int, tokens: int) -> Calibration:

@@ -14,7 +14,7 @@ from cogumi_dagster.lib.modifiers.failures import families_for
 from cogumi_dagster.lib.modifiers.near import draw_distinct
 from cogumi_dagster.lib.profile import MODIFIERS, Profile
 from cogumi_dagster.lib.strategy.problems import strategy_family
-from cogumi_dagster.lib.strategy.teacher import LONGEST_STRATEGY, SHOWN_CHARACTERS, WRITING_TOKENS
+from cogumi_dagster.lib.strategy.teacher import DISTIL, LONGEST_STRATEGY, SHOWN_CHARACTERS, WRITING_TOKENS
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.teaching.catalogue import Catalogue, Teacher
 from cogumi_dagster.lib.teaching.estimate import PlannedCalls, planned_calls
@@ -75,7 +75,7 @@ def _strategies(profile: Profile, catalogue: Catalogue) -> Iterator[Calls]:
         yield teacher, name, "attempts", untold, _asked(teacher, tasks), room
         yield teacher, name, "with strategy", told, _asked(teacher, tasks, text), room
         written = strategy.journal_batches + (strategy.journal_batches - 1) // strategy.distil_every
-        writing = [chat_messages(teacher, "x" * 2 * SHOWN_CHARACTERS + text)]
+        writing = [chat_messages(teacher, "x" * 2 * SHOWN_CHARACTERS + text + DISTIL)]
         yield teacher, name, "writing", written, writing, WRITING_TOKENS * parts
 
 
