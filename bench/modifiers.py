@@ -4,7 +4,7 @@ smallest weights zeroed.
     python bench/modifiers.py STORE MODIFIER [--shares 0.6 0.78 0.85 0.9]
 
 STORE is the store of a profile that was run (.cogumi/quick). Losses are of the modifier's own lessons that were held
-back from training, 64 at most.
+back from training, not of the replay, 128 at most.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
-from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, MOST_EXAMPLES, Directions, module_curvature
-from cogumi_dagster.lib.modifiers.train import REHEARSAL, ROWS, SIBLINGS, modifier_pairs, read_rows, split_lessons
+from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, Directions, asked_of, module_curvature
+from cogumi_dagster.lib.modifiers.train import REHEARSAL, REPLAY, ROWS, SIBLINGS, modifier_pairs, read_rows, split_lessons
 from cogumi_dagster.lib.training.batches import encode_pairs
 from cogumi_dagster.lib.training.loop import evaluation_loss
 from cogumi_dagster.lib.training.student import load_checkpoint
@@ -57,8 +57,9 @@ def main() -> None:
         )
         base, tokenizer = load_checkpoint(folder / "served", "float32")
         model: Any = PeftModel.from_pretrained(base, adapter).eval()
-        lessons, validation = (encode_pairs(tokenizer, part, length)[0] for part in split_lessons(pairs, seed))
-        held_back = validation[:MOST_EXAMPLES]
+        taken, kept_back = split_lessons(pairs, seed)
+        lessons = encode_pairs(tokenizer, taken, length)[0]
+        held_back = asked_of(encode_pairs(tokenizer, [one for one in kept_back if one.group != REPLAY], length)[0])
 
         def loss(label: str = "") -> float:
             if label:

@@ -22,6 +22,7 @@ from cogumi_dagster.lib.modifiers.rehearsal import rehearsal_lessons
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
 from cogumi_dagster.lib.modifiers.train import (
     REHEARSAL,
+    REPLAY,
     ROWS,
     SIBLINGS,
     modifier_pairs,
@@ -225,7 +226,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
     tasks="modifier",
-    code_version="7",
+    code_version="8",
 )  # fmt: skip
 def packaged_modifier(step: Step) -> ModifierPackageReport:
     """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,
@@ -237,7 +238,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
         step.path("gguf_model") / MODEL_FILE,
         step.path("base_checkpoint"),
         lessons,
-        validation,
+        [pair for pair in validation if pair.group != REPLAY],
         step.out,
         families={name: family_version(name) for name in families_for(step.name)},
         max_length=step.profile.modifiers.training.max_length,

@@ -32,7 +32,7 @@ PREFIX = "base_model.model."
 EVALUATION_TOKENS = 1024
 SMALLEST_WEIGHT = 1e-3
 """Of a row or column, in parts of the mean: one that the lessons never move must not be free."""
-FEWEST_EXAMPLES, MOST_EXAMPLES = 8, 64
+FEWEST_EXAMPLES, MOST_EXAMPLES = 8, 128
 """Held-back lessons without which nothing is pruned, and as many as are asked: a pass for each share that is tried."""
 
 
@@ -75,10 +75,10 @@ def prune_where_quality_holds(
     """(the pruned adapter's folder, or ``adapter`` itself; what was tried).
 
     ``model`` is the PEFT model with ``adapter`` active, on which the pruned ones are tried; the one chosen is active
-    when it returns. Some of ``lessons`` tell which directions matter, ``validation`` what is lost without the others.
-    The largest of ``shares`` is tried first.
+    when it returns. Some of ``lessons`` tell which directions matter, some of ``validation`` what is lost without the
+    others. The largest of ``shares`` is tried first.
     """
-    held_back = validation[:MOST_EXAMPLES]
+    held_back = asked_of(validation)
     with model.disable_adapter():
         base_loss = evaluation_loss(model, held_back, EVALUATION_TOKENS)
     adapter_loss = evaluation_loss(model, held_back, EVALUATION_TOKENS)
@@ -107,6 +107,11 @@ def prune_where_quality_holds(
             model.delete_adapter(name)
     model.eval()
     return chosen, PruneReport(removed, outcome, len(held_back), base_loss, adapter_loss, tuple(tried))
+
+
+def asked_of(validation: Sequence[Encoded]) -> list[Encoded]:
+    """The held-back lessons on which a pruning is judged: at random, since those with one answer are side by side."""
+    return random.Random(0).sample(validation, min(len(validation), MOST_EXAMPLES))
 
 
 Curvatures = Mapping[str, tuple[Any, Any]]

@@ -9,8 +9,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.modifiers.prune import PREFIX, Directions, module_curvature, prune_where_quality_holds
-from cogumi_dagster.lib.training.batches import Pair, batches_of, encode_pairs, supervised_logits
+from cogumi_dagster.lib.modifiers.prune import (
+    MOST_EXAMPLES,
+    PREFIX,
+    Directions,
+    asked_of,
+    module_curvature,
+    prune_where_quality_holds,
+)
+from cogumi_dagster.lib.training.batches import Encoded, Pair, batches_of, encode_pairs, supervised_logits
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 
@@ -114,6 +121,13 @@ def test_the_largest_share_that_keeps_the_gain_is_taken(
         model, low_rank, encoded, encoded[:7], tmp_path / "t4", shares=(0.7,), keeps=0.95
     )
     assert (kept, report.tried) == (low_rank, ()) and "7 held-back lessons are too few" in report.outcome
+
+
+def test_held_back_lessons_are_asked_at_random() -> None:
+    lessons = [Encoded(ids=(1, 2), answer_start=1, index=at) for at in range(1000)]
+    chosen = [one.index for one in asked_of(lessons)]
+    assert len(set(chosen)) == MOST_EXAMPLES and max(chosen) > 900, "not the first, which may have one answer"
+    assert asked_of(lessons[:5]) and len(asked_of(lessons[:5])) == 5
 
 
 @pytest.fixture
