@@ -18,7 +18,15 @@ from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, Directions, asked_of, module_curvature
-from cogumi_dagster.lib.modifiers.train import REHEARSAL, REPLAY, ROWS, SIBLINGS, modifier_pairs, read_rows, split_lessons
+from cogumi_dagster.lib.modifiers.train import (
+    REHEARSAL,
+    REPLAY,
+    ROWS,
+    SIBLINGS,
+    modifier_pairs,
+    read_rows,
+    split_lessons,
+)
 from cogumi_dagster.lib.training.batches import encode_pairs
 from cogumi_dagster.lib.training.loop import evaluation_loss
 from cogumi_dagster.lib.training.student import load_checkpoint
