@@ -80,7 +80,8 @@ def fold_awq_scales(
         _search_llmcompressor(model, data, config)
     seconds = time.perf_counter() - started
     kept = kept_in(model)
-    state = {name: value.to(kept) for name, value in model.state_dict().items() if _is_weight(name)}
+    # where there is an accelerator, llm-compressor leaves the model on it
+    state = {name: value.to("cpu", kept) for name, value in model.state_dict().items() if _is_weight(name)}
     scaled = sum(1 for name, value in norms.items() if not value.equal(state[name].float()))
     parent, _ = load_checkpoint(checkpoint, str(kept).removeprefix("torch."))
     parent.load_state_dict(state, strict=False)

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from cogumi_dagster.lib.compression.awq import export_w4a16, fold_awq_scales
 from cogumi_dagster.lib.compression.compressor import load_sound
 from cogumi_dagster.lib.compression.gradual import prune
 from cogumi_dagster.lib.compression.recover import packed_rows, recover, train_masked
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.profile import LoraConfig, PruningConfig, RecoveryConfig
+from cogumi_dagster.lib.profile import AwqConfig, LoraConfig, PruningConfig, RecoveryConfig
 from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 from cogumi_dagster.lib.training.launch import train_lora_on
 from cogumi_dagster.lib.training.lora import TrainingReport, load_base, train_lora
@@ -156,6 +157,18 @@ def test_gradual_pruning_trains_on_a_gpu(student: Path, pairs: list[Pair], tmp_p
     assert report.masks_intact and report.sparsity == pytest.approx(0.22, abs=0.03)
     first = report.pruning[1]
     assert first.perplexity_recovered < first.perplexity
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "gptq"])
+def test_awq_and_the_four_bit_export_where_there_is_a_gpu(
+    student: Path, pairs: list[Pair], tmp_path: Path, rounding: Any
+) -> None:
+    """llm-compressor takes the accelerator by itself, and leaves the model there."""
+    config = AwqConfig(group_size=32, calibration_samples=2, calibration_tokens=32, grid=4, rounding=rounding)
+    folded = fold_awq_scales(student, pairs, pairs[:6], tmp_path / "folded", config)
+    assert folded.scaled_layers > 0 and folded.parity.mean_kl < 2e-2
+    report = export_w4a16(tmp_path / "folded", pairs, pairs[:6], tmp_path / "w4a16", config)
+    assert report.perplexity == pytest.approx(report.perplexity_parent, rel=0.5)
 
 
 def test_embeddings_train_under_autocast_on_a_gpu(student: Path, pairs: list[Pair], tmp_path: Path) -> None:
