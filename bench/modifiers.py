@@ -1,15 +1,19 @@
-"""What pruning a modifier costs, at equal shares: directions left out by what they move (ours) and by size, and the
-smallest weights zeroed.
+"""Modifiers: what pruning costs at equal shares, and learning rates against each other.
 
-    python bench/modifiers.py STORE MODIFIER [--shares 0.6 0.78 0.85 0.9]
+    python bench/modifiers.py pruning STORE MODIFIER [--shares 0.6 0.78 0.85 0.9]
+    python bench/modifiers.py rates STORE MODIFIER OUT [--rates 1e-3 5e-4 2.5e-4 1.25e-4]
 
-STORE is the store of a profile that was run (.cogumi/quick). Losses are of the modifier's own lessons that were held
-back from training, not of the replay, 128 at most.
+STORE is the store of a profile that was run (.cogumi/quick). ``pruning``: directions left out by what they move (ours)
+and by size, and the smallest weights zeroed; losses are of the modifier's own lessons that were held back from
+training, not of the replay, 128 at most. ``rates`` trains the modifier anew with each rate, on a GPU where there is
+one, into folders of OUT, which bench/forgetting.py takes; its losses are of all that was held back.
 """
 
 import argparse
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,12 @@ from cogumi_dagster.lib.modifiers.train import (
     modifier_pairs,
     read_rows,
     split_lessons,
+    train_on_served_weights,
 )
-from cogumi_dagster.lib.training.batches import encode_pairs
+from cogumi_dagster.lib.profile import LoraConfig
+from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 from cogumi_dagster.lib.training.loop import evaluation_loss
+from cogumi_dagster.lib.training.precision import resolve_device
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 
@@ -43,29 +50,61 @@ def zero_smallest(adapter: Path, out: Path, share: float) -> None:
     save_file(tensors, out / WEIGHTS_FILE)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("store", type=Path)
-    parser.add_argument("modifier")
-    parser.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.78, 0.85, 0.9])
-    arguments = parser.parse_args()
+@dataclass(frozen=True)
+class Trained:
+    """What a modifier of ``store`` was trained on, and how."""
+
+    store: ArtifactStore
+    name: str
+
+    @property
+    def adapter(self) -> Path:
+        return self.store.get("modifier_adapter", self.name).path
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.store.get("modifier_adapter", self.name).manifest.config
+
+    @property
+    def served(self) -> tuple[Path, Path]:
+        """The GGUF, and the checkpoint whose tokenizer it has."""
+        return self.store.get("gguf_model").path / MODEL_FILE, self.store.get("base_checkpoint").path
+
+    def pairs(self) -> list[Pair]:
+        taught = self.store.get("cascade_examples", self.name).path
+        right = read_rows(self.store.get("domain_failures", self.name).path, "successes.jsonl")
+        replayed = right + read_rows(taught, REHEARSAL)
+        share = self.config["modifiers.replay_share"]
+        return modifier_pairs(read_rows(taught, ROWS, SIBLINGS), replayed, share, self.config["seed"])
+
+
+def rates(trained: Trained, arguments: argparse.Namespace) -> None:
+    own = LoraConfig(**trained.config["modifiers.training"])
+    rank = trained.config["modifiers.rank"][trained.name]
+    own = own.model_copy(update={"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank})
+    print("| learning rate | held-back loss before | after | steps | tokens |\n|---|---|---|---|---|")
+    for rate in arguments.rates:
+        out = arguments.out / f"{trained.name}-{rate:.3g}"
+        report = train_on_served_weights(
+            *trained.served, trained.pairs(), out, own.model_copy(update={"learning_rate": rate}),
+            scratch=arguments.out / f"scratch-{rate:.3g}", device=resolve_device("auto"), seed=trained.config["seed"],
+            balance=True, section="modifiers.training",
+        )  # fmt: skip
+        losses = f"{report.validation_loss_before:.3f} | {report.validation_loss_after:.3f}"
+        print(f"| {rate:.3g} | {losses} | {report.steps} | {report.tokens} |", flush=True)
+
+
+def pruning(trained: Trained, arguments: argparse.Namespace) -> None:
     from peft import PeftModel
 
-    store, name = ArtifactStore(arguments.store), arguments.modifier
-    failures, adapter = store.get("domain_failures", name).path, store.get("modifier_adapter", name).path
-    trained = store.get("modifier_adapter", name).manifest.config
-    seed, length = trained["seed"], trained["modifiers.training"]["max_length"]
-    taught = store.get("cascade_examples", name).path
-    replayed = read_rows(failures, "successes.jsonl") + read_rows(taught, REHEARSAL)
-    pairs = modifier_pairs(read_rows(taught, ROWS, SIBLINGS), replayed, trained["modifiers.replay_share"], seed)
+    name, adapter = trained.name, trained.adapter
+    length = trained.config["modifiers.training"]["max_length"]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        dequantize_checkpoint(
-            store.get("gguf_model").path / MODEL_FILE, store.get("base_checkpoint").path, folder / "served"
-        )
+        dequantize_checkpoint(*trained.served, folder / "served")
         base, tokenizer = load_checkpoint(folder / "served", "float32")
         model: Any = PeftModel.from_pretrained(base, adapter).eval()
-        taken, kept_back = split_lessons(pairs, seed)
+        taken, kept_back = split_lessons(trained.pairs(), trained.config["seed"])
         lessons = encode_pairs(tokenizer, taken, length)[0]
         held_back = asked_of(encode_pairs(tokenizer, [one for one in kept_back if one.group != REPLAY], length)[0])
 
@@ -99,6 +138,23 @@ def main() -> None:
             zero_smallest(adapter, folder / f"zeroed{number}", share)
             kept = (before - loss(f"zeroed{number}")) / (before - whole)
             print(f"| {share:.0%} | {' | '.join(cells)} | {kept:.3f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    for command in (pruning, rates):
+        one = commands.add_parser(command.__name__)
+        one.set_defaults(command=command)
+        one.add_argument("store", type=Path)
+        one.add_argument("modifier")
+        if command is rates:
+            one.add_argument("out", type=Path)
+            one.add_argument("--rates", type=float, nargs="+", default=[1e-3, 5e-4, 2.5e-4, 1.25e-4])
+        else:
+            one.add_argument("--shares", type=float, nargs="+", default=[0.6, 0.78, 0.85, 0.9])
+    arguments = parser.parse_args()
+    arguments.command(Trained(ArtifactStore(arguments.store), arguments.modifier), arguments)
 
 
 if __name__ == "__main__":
