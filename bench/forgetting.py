@@ -19,6 +19,7 @@ from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.evaluation.humaneval import Problem, load_problems, prompt_for
+from cogumi_dagster.lib.training.precision import compute_dtype
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 
@@ -51,9 +52,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         served = Path(scratch) / "served"
         dequantize_checkpoint(store.get("gguf_model").path / MODEL_FILE, store.get("base_checkpoint").path, served)
-        model, tokenizer = load_checkpoint(served, "bfloat16")
+        precision = str(compute_dtype("cpu")).removeprefix("torch.")  # emulated, bfloat16 takes many times as long
+        model, tokenizer = load_checkpoint(served, precision)
         base = losses(model.eval(), tokenizer, problems)
-        print(f"base: {base.mean():.3f} nats a token, {len(problems)} problems\n")
+        print(f"base: {base.mean():.3f} nats a token, {len(problems)} problems\n", flush=True)
         print("| adapter | nats a token | more than the base, 95 % |\n|---|---|---|")
         for adapter in arguments.adapters:
             adapted = PeftModel.from_pretrained(model, adapter).eval()

@@ -21,7 +21,7 @@ from cogumi_dagster.lib.artifacts import ArtifactStore
 from cogumi_dagster.lib.compression.gguf_lora import CONFIG_FILE, WEIGHTS_FILE
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
-from cogumi_dagster.lib.modifiers.prune import EVALUATION_TOKENS, Directions, asked_of, module_curvature
+from cogumi_dagster.lib.modifiers.prune import Directions, asked_of, loss_of, module_curvature
 from cogumi_dagster.lib.modifiers.train import (
     REHEARSAL,
     REPLAY,
@@ -34,7 +34,6 @@ from cogumi_dagster.lib.modifiers.train import (
 )
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
-from cogumi_dagster.lib.training.loop import evaluation_loss
 from cogumi_dagster.lib.training.precision import resolve_device
 from cogumi_dagster.lib.training.student import load_checkpoint
 
@@ -112,7 +111,7 @@ def pruning(trained: Trained, arguments: argparse.Namespace) -> None:
             if label:
                 model.load_adapter(folder / label, label)
                 model.set_adapter(label)
-            found = evaluation_loss(model, held_back, EVALUATION_TOKENS)
+            found = loss_of(model, held_back)
             if label:
                 model.set_adapter("default")
                 model.delete_adapter(label)

@@ -226,7 +226,7 @@ def modifier_adapter(step: Step) -> TrainingReport:
     partitions_def=modifier_partitions,
     claims=checks.PACKAGED_MODIFIER,
     tasks="modifier",
-    code_version="8",
+    code_version="9",
 )  # fmt: skip
 def packaged_modifier(step: Step) -> ModifierPackageReport:
     """The modifier as a GGUF adapter, pruned as far as its quality holds and packed, with the hashes of the base,

@@ -1,7 +1,6 @@
 """Recovery training after pruning: the zeros stay zeros, the parent's logits are the teacher."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 from cogumi_dagster.lib.training.loop import Loop
 from cogumi_dagster.lib.training.merge import answer_logits as padded_logits
 from cogumi_dagster.lib.training.merge import perplexity_of
-from cogumi_dagster.lib.training.packing import Packed, answer_logits, attention_for_packed_rows, pack, rows_of
+from cogumi_dagster.lib.training.packing import Packed, answer_logits, pack, packed_rows, rows_of
 from cogumi_dagster.lib.training.precision import mixed_precision
 from cogumi_dagster.lib.training.workers import Workers
 
@@ -182,17 +181,6 @@ def _as_training(config: RecoveryConfig) -> LoraConfig:
         save_every=max(20, config.steps // 10),  # all weights and Adam's moments: gigabytes for a billion weights
         load_in_4bit=False,
     )
-
-
-@contextmanager
-def packed_rows(model: Any) -> Iterator[None]:
-    """Attention for packed rows, for as long as it lasts."""
-    before = model.config._attn_implementation
-    model.set_attn_implementation(attention_for_packed_rows())
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
 
 
 def prunable_weights(model: Any, *, embeddings: bool) -> list[Any]:

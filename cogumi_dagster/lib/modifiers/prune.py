@@ -27,6 +27,7 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.training.batches import Encoded, batches_of
 from cogumi_dagster.lib.training.loop import evaluation_loss
+from cogumi_dagster.lib.training.packing import packed_rows
 
 PREFIX = "base_model.model."
 EVALUATION_TOKENS = 1024
@@ -80,8 +81,8 @@ def prune_where_quality_holds(
     """
     held_back = asked_of(validation)
     with model.disable_adapter():
-        base_loss = evaluation_loss(model, held_back, EVALUATION_TOKENS)
-    adapter_loss = evaluation_loss(model, held_back, EVALUATION_TOKENS)
+        base_loss = loss_of(model, held_back)
+    adapter_loss = loss_of(model, held_back)
     tried: list[PruneRow] = []
     chosen, removed, outcome = adapter, 0.0, "no share keeps the gain"
     if len(held_back) < FEWEST_EXAMPLES:
@@ -97,7 +98,7 @@ def prune_where_quality_holds(
             ranks, really = directions.write(folder / name, share)
             model.load_adapter(folder / name, name)
             model.set_adapter(name)
-            loss = evaluation_loss(model, held_back, EVALUATION_TOKENS)
+            loss = loss_of(model, held_back)
             kept = (base_loss - loss) / (base_loss - adapter_loss)
             tried.append(PruneRow(really, len(ranks), max(ranks.values()), loss, kept))
             if kept >= keeps:
@@ -112,6 +113,12 @@ def prune_where_quality_holds(
 def asked_of(validation: Sequence[Encoded]) -> list[Encoded]:
     """The held-back lessons on which a pruning is judged: at random, since those with one answer are side by side."""
     return random.Random(0).sample(validation, min(len(validation), MOST_EXAMPLES))
+
+
+def loss_of(model: Any, lessons: Sequence[Encoded]) -> float:
+    """Mean loss a supervised token of a PEFT model with its active adapter."""
+    with packed_rows(model.get_base_model()):
+        return evaluation_loss(model, lessons, EVALUATION_TOKENS)
 
 
 Curvatures = Mapping[str, tuple[Any, Any]]

@@ -9,7 +9,8 @@ the row once: every example attends to it, and its gradient is the sum of theirs
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise, takewhile
@@ -147,6 +148,8 @@ def _predicting_states(model: Any, packed: Packed) -> tuple[Any, Any]:
     """
 
     causal = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if causal.config._attn_implementation != PACKED_ATTENTION:
+        raise RuntimeError("the model's attention is not that for packed rows: examples would not see what they share")
     device = causal.get_input_embeddings().weight.device
     hidden = causal.model(
         input_ids=packed.ids.to(device),
@@ -296,6 +299,17 @@ def attention_for_packed_rows() -> str:
 
     AttentionInterface.register(PACKED_ATTENTION, packed_attention)
     return PACKED_ATTENTION
+
+
+@contextmanager
+def packed_rows(model: Any) -> Iterator[None]:
+    """Attention for packed rows, for as long as it lasts."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention_for_packed_rows())
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def steps_of(encoded: Sequence[Encoded], batch_tokens: int, seed: int) -> list[list[Encoded]]:

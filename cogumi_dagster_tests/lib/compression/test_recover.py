@@ -8,12 +8,12 @@ import torch
 from cogumi_dagster.lib.compression import recover as module
 from cogumi_dagster.lib.compression.compressor import kept_in, load_sound, round_weights, save_rounded
 from cogumi_dagster.lib.compression.gradual import prune
-from cogumi_dagster.lib.compression.recover import RecoveryReport, packed_rows, recover
+from cogumi_dagster.lib.compression.recover import RecoveryReport, recover
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import PruningConfig, RecoveryConfig
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
 from cogumi_dagster.lib.training.merge import answer_logits, perplexity_of
-from cogumi_dagster.lib.training.packing import pack
+from cogumi_dagster.lib.training.packing import pack, packed_rows
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 HALF = PruningConfig(method="magnitude", sparsity_attention=0.5, sparsity_feed_forward=0.5)
@@ -148,7 +148,7 @@ def test_the_hardest_examples_are_chosen(pruned: Path, pairs: list[Pair]) -> Non
 
     model, tokenizer = load_checkpoint(pruned, "float32")
     encoded, _ = encode_pairs(tokenizer, pairs, 512)
-    with module.packed_rows(model):
+    with packed_rows(model):
         chosen = {item.index for item in module._hardest(model, encoded, STEPS)}
     with torch.no_grad():
         alone = {item.index: supervised_logits(model, collate([item], 0)) for item in encoded}

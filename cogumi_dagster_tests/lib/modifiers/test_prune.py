@@ -14,10 +14,12 @@ from cogumi_dagster.lib.modifiers.prune import (
     PREFIX,
     Directions,
     asked_of,
+    loss_of,
     module_curvature,
     prune_where_quality_holds,
 )
 from cogumi_dagster.lib.training.batches import Encoded, Pair, batches_of, encode_pairs, supervised_logits
+from cogumi_dagster.lib.training.loop import evaluation_loss
 from cogumi_dagster.lib.training.student import load_checkpoint
 
 
@@ -128,6 +130,23 @@ def test_held_back_lessons_are_asked_at_random() -> None:
     chosen = [one.index for one in asked_of(lessons)]
     assert len(set(chosen)) == MOST_EXAMPLES and max(chosen) > 900, "not the first, which may have one answer"
     assert asked_of(lessons[:5]) and len(asked_of(lessons[:5])) == 5
+
+
+def test_a_loss_is_that_of_each_lesson_by_itself(low_rank: Path, student: Path, pairs: list[Pair]) -> None:
+    """Rows share their beginning, which an attention that knows no packed rows would hide from all but the first."""
+    base, tokenizer = load_checkpoint(student, "float32")
+    model = PeftModel.from_pretrained(base, low_rank).eval()
+    encoded, _ = encode_pairs(tokenizer, pairs[:8], 512)
+    losses, tokens = 0.0, 0
+    for item in encoded:
+        with torch.no_grad():
+            logits = model(torch.tensor([item.ids])).logits[0, item.answer_start - 1 : -1]
+        wanted = torch.tensor(item.ids[item.answer_start :])
+        losses += float(torch.nn.functional.cross_entropy(logits, wanted, reduction="sum"))
+        tokens += len(item.ids) - item.answer_start
+    assert loss_of(model, encoded) == pytest.approx(losses / tokens, rel=1e-4)
+    with pytest.raises(RuntimeError, match="not that for packed rows"):
+        evaluation_loss(model, encoded, 1024)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import torch
 from cogumi_dagster.lib.compression.awq import export_w4a16, fold_awq_scales
 from cogumi_dagster.lib.compression.compressor import load_sound
 from cogumi_dagster.lib.compression.gradual import prune
-from cogumi_dagster.lib.compression.recover import packed_rows, recover, train_masked
+from cogumi_dagster.lib.compression.recover import recover, train_masked
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.profile import AwqConfig, LoraConfig, PruningConfig, RecoveryConfig
 from cogumi_dagster.lib.training.batches import Encoded, Pair, encode_pairs
 from cogumi_dagster.lib.training.launch import train_lora_on
 from cogumi_dagster.lib.training.lora import TrainingReport, load_base, train_lora
-from cogumi_dagster.lib.training.packing import answer_losses, pack, packed_attention, segments_of
+from cogumi_dagster.lib.training.packing import answer_losses, pack, packed_attention, packed_rows, segments_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")]
 
