@@ -23,12 +23,10 @@ from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.modifiers.prune import Directions, asked_of, loss_of, module_curvature
 from cogumi_dagster.lib.modifiers.train import (
-    REHEARSAL,
     REPLAY,
-    ROWS,
-    SIBLINGS,
+    answered_rows,
     modifier_pairs,
-    read_rows,
+    replayed_rows,
     split_lessons,
     train_on_served_weights,
 )
@@ -70,17 +68,13 @@ class Trained:
         return self.store.get("gguf_model").path / MODEL_FILE, self.store.get("base_checkpoint").path
 
     def pairs(self) -> list[Pair]:
-        taught = self.store.get("cascade_examples", self.name).path
-        right = read_rows(self.store.get("domain_failures", self.name).path, "successes.jsonl")
-        replayed = right + read_rows(taught, REHEARSAL)
-        share = self.config["modifiers.replay_share"]
-        return modifier_pairs(read_rows(taught, ROWS, SIBLINGS), replayed, share, self.config["seed"])
+        failures, taught = (self.store.get(name, self.name).path for name in ("domain_failures", "cascade_examples"))
+        share, seed = self.config["modifiers.replay_share"], self.config["seed"]
+        return modifier_pairs(answered_rows(taught), replayed_rows(failures, taught), share, seed)
 
 
 def rates(trained: Trained, arguments: argparse.Namespace) -> None:
-    own = LoraConfig(**trained.config["modifiers.training"])
-    rank = trained.config["modifiers.rank"][trained.name]
-    own = own.model_copy(update={"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank})
+    own = LoraConfig(**trained.config["modifiers.training"]).of_rank(trained.config["modifiers.rank"][trained.name])
     print("| learning rate | held-back loss before | after | steps | tokens |\n|---|---|---|---|---|")
     for rate in arguments.rates:
         out = arguments.out / f"{trained.name}-{rate:.3g}"

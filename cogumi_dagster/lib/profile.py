@@ -162,6 +162,10 @@ class LoraConfig(Section):
             raise ValueError(f"row_tokens {self.row_tokens} cannot hold an example of max_length {self.max_length}")
         return self
 
+    def of_rank(self, rank: int) -> "LoraConfig":
+        """The same with another rank for all modules, and alpha twice it."""
+        return self.model_copy(update={"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank})
+
 
 class RecoveryConfig(Section):
     """Training after pruning. The rate falls to zero in a half cosine."""

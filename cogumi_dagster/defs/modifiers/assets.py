@@ -15,18 +15,18 @@ from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
 from cogumi_dagster.lib.modifiers.cascade import CascadeReport, run_cascade
 from cogumi_dagster.lib.modifiers.evaluate import ModifierReport, evaluate_modifier
-from cogumi_dagster.lib.modifiers.failures import FailuresReport, families_for, find_failures, held_out_tasks
+from cogumi_dagster.lib.modifiers.failures import SUCCESSES, FailuresReport, families_for, find_failures, held_out_tasks
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
 from cogumi_dagster.lib.modifiers.rehearsal import rehearsal_lessons
 from cogumi_dagster.lib.modifiers.siblings import sibling_lessons
 from cogumi_dagster.lib.modifiers.train import (
     REHEARSAL,
-    REPLAY,
     ROWS,
     SIBLINGS,
+    answered_rows,
     modifier_pairs,
-    read_rows,
+    replayed_rows,
     split_lessons,
     taught,
     train_on_served_weights,
@@ -162,15 +162,15 @@ def cascade_examples(step: Step) -> CascadeReport:
 
 
 def _successes(step: Step) -> list[dict[str, Any]]:
-    return read_jsonl(step.path("domain_failures") / "successes.jsonl")
+    return read_jsonl(step.path("domain_failures") / SUCCESSES)
 
 
 def _answered(step: Step) -> list[dict[str, Any]]:
-    return read_rows(step.path("cascade_examples"), ROWS, SIBLINGS)
+    return answered_rows(step.path("cascade_examples"))
 
 
 def _replayed(step: Step) -> list[dict[str, Any]]:
-    return [*_successes(step), *read_rows(step.path("cascade_examples"), REHEARSAL)]
+    return replayed_rows(step.path("domain_failures"), step.path("cascade_examples"))
 
 
 def _lessons(step: Step) -> list[Pair]:
@@ -196,15 +196,12 @@ def modifier_adapter(step: Step) -> TrainingReport:
     """A LoRA trained on the weights that are served (the GGUF, dequantized), on what the base got wrong, with
     a replay of what it got right."""
     rank = step.profile.modifiers.rank[step.name]  # type: ignore[index]
-    config = step.profile.modifiers.training.model_copy(
-        update={"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank}
-    )
     return train_on_served_weights(
         step.path("gguf_model") / MODEL_FILE,
         step.path("base_checkpoint"),
         _lessons(step),
         step.out,
-        config,
+        step.profile.modifiers.training.of_rank(rank),
         scratch=step.scratch,
         device=step.compute.device,
         processes=step.profile.compute.processes,
@@ -238,7 +235,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
         step.path("gguf_model") / MODEL_FILE,
         step.path("base_checkpoint"),
         lessons,
-        [pair for pair in validation if pair.group != REPLAY],
+        validation,
         step.out,
         families={name: family_version(name) for name in families_for(step.name)},
         max_length=step.profile.modifiers.training.max_length,

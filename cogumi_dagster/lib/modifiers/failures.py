@@ -14,6 +14,9 @@ from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks import draw_from, families_of, family_pool, verify
 from cogumi_dagster.lib.tasks.base import Task
 
+SUCCESSES = "successes.jsonl"
+"""What the base got right, in the failures' artifact."""
+
 MODIFIER_DOMAINS: Mapping[str, tuple[str, ...]] = {
     "code": ("code",),
     "reasoning": ("reasoning", "math"),
@@ -87,7 +90,7 @@ def find_failures(
             + "raise modifiers.training_tasks or lower modifiers.min_failures",
         )
     write_jsonl(out / "failures.jsonl", (answer.to_json() for answer in failures))
-    write_jsonl(out / "successes.jsonl", (answer.to_json() for answer in answers if answer.passed))
+    write_jsonl(out / SUCCESSES, (answer.to_json() for answer in answers if answer.passed))
     return FailuresReport(
         tasks=len(tasks),
         failures=len(failures),

@@ -11,6 +11,7 @@ from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.compression.package import PackageReport, pack
 from cogumi_dagster.lib.evaluation.gguf_logits import flatten, gguf_answer_logits
 from cogumi_dagster.lib.modifiers.prune import PruneReport, prune_where_quality_holds
+from cogumi_dagster.lib.modifiers.train import REPLAY
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.serving.contract import FAMILIES, TOKENIZER_FILE, contract_of, family_versions
 from cogumi_dagster.lib.training.batches import Pair, encode_pairs
@@ -61,8 +62,9 @@ def package_modifier(
     """Write ``modifier.gguf`` (F16), its zstd package and ``contract.json`` to ``out``. ``families`` are the versions
     of the families of tasks that it was taught.
 
-    It is pruned as far as it keeps its gain on ``validation``, lessons that it was not trained on (see ``prune``), and
-    compared on ``lessons``. Longer ones than ``max_length`` tokens are left out, as in training.
+    It is pruned as far as it keeps its gain on ``validation``, lessons that it was not trained on, those of the replay
+    left out (see ``prune``), and compared on ``lessons``. Longer ones than ``max_length`` tokens are left out, as in
+    training.
     """
     from peft import PeftModel
 
@@ -75,11 +77,12 @@ def package_modifier(
         base, tokenizer = load_checkpoint(scratch / "served", "float32")
         model = PeftModel.from_pretrained(base, adapter).eval()
         encoded, _ = encode_pairs(tokenizer, lessons, max_length, SECTION)
+        held_back = [pair for pair in validation if pair.group != REPLAY]
         chosen, pruning = prune_where_quality_holds(
             model,
             adapter,
             encoded,
-            encode_pairs(tokenizer, validation, max_length, SECTION)[0] if validation else [],
+            encode_pairs(tokenizer, held_back, max_length, SECTION)[0] if held_back else [],
             scratch,
             shares=prune_shares,
             keeps=prune_keeps,

@@ -10,6 +10,7 @@ from typing import Any
 from cogumi_dagster.lib.compression.gguf_read import dequantize_checkpoint
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.jsonl import read_jsonl
+from cogumi_dagster.lib.modifiers.failures import SUCCESSES
 from cogumi_dagster.lib.profile import LoraConfig
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.tasks.base import Task
@@ -116,6 +117,16 @@ def task_pairs(path: Path) -> list[Pair]:
 def read_rows(folder: Path, *names: str) -> list[dict[str, Any]]:
     """The rows of those files that are there, in that order."""
     return [row for name in names if (folder / name).is_file() for row in read_jsonl(folder / name)]
+
+
+def answered_rows(cascade: Path) -> list[dict[str, Any]]:
+    """What a cascade's artifact teaches: the failures' accepted answers, and their siblings."""
+    return read_rows(cascade, ROWS, SIBLINGS)
+
+
+def replayed_rows(failures: Path, cascade: Path) -> list[dict[str, Any]]:
+    """What may be replayed: the tasks that the base got right, and what the cascade's artifact rehearses."""
+    return [*read_rows(failures, SUCCESSES), *read_rows(cascade, REHEARSAL)]
 
 
 def modifier_pairs(

@@ -124,9 +124,7 @@ def other_runs(shape: ModelShape, profile: Profile, texts: Texts) -> list[Traini
     """The modifiers' training, which depends on what the base gets wrong: at most all steps; and a strategy's."""
     runs = []
     for name, rank in profile.modifiers.rank.items():
-        ranks = {"rank_attention": rank, "rank_feed_forward": rank, "alpha": 2 * rank}
-        config = profile.modifiers.training.model_copy(update=ranks)
-        runs.append(training_run(f"modifier {name}", shape, config, texts))
+        runs.append(training_run(f"modifier {name}", shape, profile.modifiers.training.of_rank(rank), texts))
     traces = strategy_texts(profile)
     return [*runs, training_run("strategy", shape, profile.strategy.training, traces, traces.examples * traces.tokens)]
 

@@ -112,7 +112,7 @@ def _training(asset: str, partition: str | None, profile: Profile) -> LoraConfig
     rank = profile.modifiers.rank.get(partition) if partition else None  # type: ignore[call-overload]
     if asset not in ("modifier_adapter", "packaged_modifier") or rank is None:
         return None
-    return profile.modifiers.training.model_copy(update={"rank_attention": rank, "rank_feed_forward": rank})
+    return profile.modifiers.training.of_rank(rank)
 
 
 def _weights(ref: ArtifactRef, predicted: int) -> list[Comparison]:
