@@ -71,8 +71,9 @@ CHECKS = {
 }
 """Asset -> its checks; ``!`` marks one that blocks what is downstream."""
 POOLS = {
-    "gpu": """base_adapter pruned_checkpoint recovered_checkpoint awq_checkpoint domain_failures modifier_adapter
-        modifier_evaluation strategy_journal strategy_adapter strategy_evaluation routing_examples system_evaluation""",
+    "gpu": """base_adapter pruned_checkpoint recovered_checkpoint awq_checkpoint w4a16_checkpoint compression_frontier
+        domain_failures modifier_adapter modifier_evaluation strategy_journal strategy_adapter strategy_evaluation
+        routing_examples system_evaluation""",
 }
 DOMAINS = ["code", "reasoning", "math", "science", "conversation", "creative"]
 MODIFIERS = ["code", "reasoning", "automation"]

@@ -1,6 +1,5 @@
-"""What a step may use of this machine: threads, memory, and the one accelerator."""
+"""What a step may use of this machine: memory, and the one accelerator."""
 
-import os
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,10 +21,6 @@ class ComputeResource(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def device(self) -> str:
         return resolve_device(self.settings.profile.compute.device)
-
-    @property
-    def threads(self) -> int:
-        return self.settings.profile.compute.threads or os.cpu_count() or 1
 
     @contextmanager
     def limits(self) -> Iterator[None]:

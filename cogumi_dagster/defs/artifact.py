@@ -6,6 +6,8 @@ and code have not changed is reused; the write is atomic; the report becomes met
 become asset checks; errors that a retry cannot cure are not retried.
 """
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +21,7 @@ import dagster as dg
 from cogumi_dagster.defs.claims import Claim, evaluate
 from cogumi_dagster.defs.metadata import metadata_of
 from cogumi_dagster.defs.partitions import partitions_made
-from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore, fingerprint_of
+from cogumi_dagster.lib.artifacts import ArtifactRef, ArtifactStore, Manifest, fingerprint_of
 from cogumi_dagster.lib.errors import CogumiError, out_of_memory
 from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.modifiers.failures import families_for
@@ -44,6 +46,7 @@ CONFIG_KEY = "cogumi/config"
 ASKS_KEY = "cogumi/asks"
 PRICES = "prices"
 TASKS_KEY = "cogumi/tasks"
+REPORTS_KEY = "cogumi/reports"
 TASKS: Mapping[str, Callable[[str | None], Sequence[str]]] = {
     "": lambda partition: [],
     "modifier": lambda partition: families_for(str(partition)),
@@ -113,6 +116,7 @@ def artifact(
     config: Sequence[str] = (),
     asks: Sequence[str] = (),
     tasks: str = "",
+    reports: bool = False,
     deps: Sequence[Any] = (),
     partitions_def: dg.PartitionsDefinition | None = None,
     claims: Sequence[Claim] = (),
@@ -123,7 +127,7 @@ def artifact(
     """Declare an asset. ``config`` names the profile's sections that the artifact depends on, ``asks`` those
     fields that name teachers: it depends on them, and on the teachers' prompt, model and temperature (``PRICES`` among
     them: on what all teachers cost). ``tasks``, a key of ``TASKS``: it depends on the versions of the families that it
-    draws from."""
+    draws from. ``reports``: it shows the reports of its inputs, which can change where their files do not."""
     config = (*config, *(field for field in asks if field != PRICES))
 
     def decorate(body: Callable[[Step], Any]) -> dg.AssetsDefinition:
@@ -146,6 +150,7 @@ def artifact(
                 CONFIG_KEY: dg.MetadataValue.json(list(config)),
                 ASKS_KEY: dg.MetadataValue.json(list(asks)),
                 TASKS_KEY: tasks,
+                REPORTS_KEY: reports,
                 CODE_KEY: code_version,
             },
         )
@@ -171,7 +176,11 @@ def artifact(
                 domains = _teacher_partitions(context, settings.profile)
                 versions |= teacher_versions(settings, domains)
                 versions |= named_teacher_versions(settings, asks) | task_versions(tasks, partition)
-                chosen = config_of(settings.profile, config)
+                if reports:
+                    versions |= report_versions(
+                        {_label(a, p): ref.manifest for a, refs in inputs.items() for p, ref in refs.items()}
+                    )
+                chosen = config_of(settings.profile, config, partition)
                 current = opened.current(name, partition)
                 judged = fingerprint_of(code_version, chosen, versions)
                 versions |= unjudged(tasks, partition, domains)
@@ -242,13 +251,16 @@ def _on_changed_inputs() -> dg.AutomationCondition:  # type: ignore[type-arg]
     return eager & ~failed & ~condition.missing()
 
 
-def config_of(profile: Profile, sections: Sequence[str]) -> dict[str, Any]:
-    """The named sections of a profile (``compression.pruning``) as JSON; the seed is always part of it."""
+def config_of(profile: Profile, sections: Sequence[str], partition: str | None = None) -> dict[str, Any]:
+    """The named sections of a profile (``compression.pruning``) as JSON; the seed is always part of it. Of a mapping by
+    partition (``modifiers.rank``) only the partition's own entry: another's changes nothing here."""
     chosen: dict[str, Any] = {"seed": profile.seed}
     for section in sections:
         value: Any = profile
         for part in section.split("."):
             value = getattr(value, part)
+        if partition is not None and isinstance(value, Mapping):
+            value = {name: own for name, own in value.items() if name == partition}
         chosen[section] = value.model_dump(mode="json") if hasattr(value, "model_dump") else value
     return chosen
 
@@ -275,6 +287,16 @@ def named_teacher_versions(settings: ProfileResource, fields: Sequence[str]) -> 
     names = [name for value in named for name in ([value] if isinstance(value, str) else value)]
     versions = {_label("teacher", name): teacher_version(known.get(name), package_version()) for name in names}
     return versions | ({_label("teacher", PRICES): prices_version(known.prices())} if PRICES in fields else {})
+
+
+def report_versions(inputs: Mapping[str, Manifest]) -> dict[str, str]:
+    """The version of what each input reports, as if it were an input artifact of its own."""
+    return {
+        f"report of {name}": hashlib.sha256(
+            json.dumps(manifest.metrics.get("report"), sort_keys=True).encode()
+        ).hexdigest()
+        for name, manifest in inputs.items()
+    }
 
 
 def task_versions(tasks: str, partition: str | None) -> dict[str, str]:

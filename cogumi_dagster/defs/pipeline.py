@@ -19,10 +19,12 @@ from cogumi_dagster.defs.artifact import (
     CODE_KEY,
     CONFIG_KEY,
     PIPELINE_TAG,
+    REPORTS_KEY,
     TASKS_KEY,
     TEACHER_DATA,
     config_of,
     named_teacher_versions,
+    report_versions,
     task_versions,
     teacher_versions,
     unjudged,
@@ -217,8 +219,11 @@ def _reason(
     upstream = [parent for parent in parents if reasons.get(parent)]
     if upstream:
         return f"after {upstream[0][0]}" + (f" and {len(upstream) - 1} more" if len(upstream) > 1 else "")
-    inputs = {f"{p}[{k}]" if k else p: versions.get((p, k), "") for p, k in parents} | given
-    config = config_of(settings.profile, metadata[CONFIG_KEY].value)
+    named = {f"{p}[{k}]" if k else p: (p, k) for p, k in parents}
+    inputs = {label: versions.get(slot, "") for label, slot in named.items()} | given
+    if metadata[REPORTS_KEY]:
+        inputs |= report_versions({label: made for label, slot in named.items() if (made := current[slot])})
+    config = config_of(settings.profile, metadata[CONFIG_KEY].value, key)
     lacking = unjudged(metadata[TASKS_KEY], key, domains)
     if manifest.fingerprint in (
         fingerprint_of(str(metadata[CODE_KEY]), config, one) for one in (inputs, inputs | lacking)

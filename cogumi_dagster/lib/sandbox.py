@@ -19,7 +19,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
@@ -31,11 +30,9 @@ from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.sandbox_filter import as_pipe, system_calls
 from cogumi_dagster.lib.sandbox_values import Opaque, Outcome, compare, parse_outcomes, same
 
-__all__ = ["Job", "Opaque", "Outcome", "Sandbox", "SandboxResult", "compare", "same", "sandbox_available"]
+__all__ = ["Opaque", "Outcome", "Sandbox", "SandboxResult", "compare", "same", "sandbox_available"]
 
 Status = Literal["ok", "error", "timeout", "died", "overflow"]
-Job = tuple[str, Sequence[str]]
-"""A program's source, and the expressions to evaluate after it."""
 
 JOB_BYTES = 60_000
 """A job must fit the 64 KiB pipe that carries it in, so that writing it can never block."""
@@ -80,11 +77,6 @@ class Sandbox:
         interpreter = _interpreter()
         assert interpreter is not None
         return self._run(interpreter, source, expressions)
-
-    def evaluate_many(self, jobs: Sequence[Job], workers: int = 2) -> list[SandboxResult]:
-        """Evaluate all jobs, ``workers`` at once, in the given order."""
-        with ThreadPoolExecutor(max_workers=workers) as pool:
-            return list(pool.map(lambda job: self.evaluate(job[0], job[1]), jobs))
 
     def _run(self, interpreter: Path, source: str, expressions: Sequence[str]) -> SandboxResult:
         job = json.dumps({"source": source, "expressions": list(expressions)}).encode()

@@ -17,9 +17,11 @@ from cogumi_dagster.defs.artifact import (
     ASKS_KEY,
     CODE_KEY,
     CONFIG_KEY,
+    REPORTS_KEY,
     TASKS_KEY,
     config_of,
     named_teacher_versions,
+    report_versions,
     task_versions,
     teacher_versions,
     unjudged,
@@ -70,7 +72,7 @@ class Store:
     def due(self, *select: str, partition: str | None = None) -> set[Slot]:
         return {(n.asset, n.partition) for n in self.plan(*select, partition=partition) if n.reason}
 
-    def make(self, asset: str, partition: str | None, text: str = "made") -> None:
+    def make(self, asset: str, partition: str | None, text: str = "made", **report: float) -> None:
         """An artifact with the record that ``@artifact`` would write."""
         metadata = GRAPH.get(dg.AssetKey(asset)).metadata
         inputs = {label(slot): self.store.get(*slot).version for slot in parents(asset, partition)}
@@ -79,10 +81,15 @@ class Store:
         inputs |= named_teacher_versions(self.settings, metadata[ASKS_KEY].value)
         inputs |= task_versions(str(metadata[TASKS_KEY]), partition)
         inputs |= unjudged(metadata[TASKS_KEY], partition, [str(partition)] if asset in TAUGHT else [])
-        config = config_of(self.settings.profile, metadata[CONFIG_KEY].value)
+        if metadata[REPORTS_KEY]:
+            inputs |= report_versions(
+                {label(slot): self.store.get(*slot).manifest for slot in parents(asset, partition)}
+            )
+        config = config_of(self.settings.profile, metadata[CONFIG_KEY].value, partition)
         code = str(metadata[CODE_KEY])
         with self.store.write(asset, partition, code_version=code, config=config, inputs=inputs) as draft:
             (draft.path / "rows.jsonl").write_text(f"{asset} {partition} {text}")
+            draft.metrics = {"report": report}
 
     def make_all(self) -> None:
         for node in self.plan():
@@ -187,6 +194,11 @@ def test_another_price_reaches_the_table_of_costs(full: Store) -> None:
     reasons = {n.asset: n.reason for n in full.plan() if n.reason}
     assert reasons.pop("strategy_evaluation") == "teacher[prices] has changed"
     assert set(reasons) == {"model_card"}
+    for slot in (("strategy_evaluation", key) for key in keys("strategy_evaluation")):
+        full.make(*slot, usd=2.0)  # the same answers, at another price
+    assert full.due() == {("model_card", None)}
+    full.make("model_card", None)
+    assert not full.due()
 
 
 def test_a_change_of_config_reaches_what_names_it(full: Store, edit_profile: Callable[..., None]) -> None:
@@ -196,6 +208,14 @@ def test_a_change_of_config_reaches_what_names_it(full: Store, edit_profile: Cal
     assert changed == {("packaged_base", None), ("compression_frontier", None),
                        *(("packaged_modifier", name) for name in MODIFIERS)}  # fmt: skip
     assert set(reasons) == downstream(*changed)
+
+
+def test_a_change_for_one_partition_reaches_no_other(full: Store, edit_profile: Callable[..., None]) -> None:
+    edit_profile(modifiers__rank={"code": 4, "reasoning": 4, "automation": 8})
+    edit_profile(modifiers__siblings={"reasoning": 1, "code": 2})
+    reasons = {(n.asset, n.partition): n.reason for n in full.plan() if n.reason}
+    changed = {slot for slot, reason in reasons.items() if reason == "its configuration has changed"}
+    assert changed == {("modifier_adapter", "automation"), ("cascade_examples", "code")}
 
 
 def test_a_change_of_code_says_so(full: Store, monkeypatch: pytest.MonkeyPatch) -> None:

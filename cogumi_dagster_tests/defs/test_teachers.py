@@ -103,6 +103,18 @@ def test_a_withdrawn_model_is_named_with_its_replacement_and_nothing_is_spent(pa
     assert server.posts() == []
 
 
+def test_the_teachers_of_modifiers_and_strategies_are_looked_for_too(
+    paid: Path, server: WireServer, edit_profile: Callable[..., None]
+) -> None:
+    offline = [{"teacher": "solver", "share": 1.0}]
+    edit_profile(
+        teaching__mix__math=offline, teaching__mix__science=offline, modifiers__cascade=["solver", "wire-groq"]
+    )
+    assert set(availability(paid).metadata) == {"solver", "local", "wire-groq"}
+    server.models = ["m-2"]
+    assert not availability(paid).passed
+
+
 def test_the_check_runs_in_dagster_beside_the_asset(paid: Path) -> None:
     definitions = dg.Definitions(
         assets=[teacher_data], asset_checks=checks.CHECKS, resources=build_resources(str(paid))

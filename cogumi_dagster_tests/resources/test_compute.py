@@ -109,11 +109,6 @@ def test_the_limit_ends_with_the_step_also_when_it_fails(tmp_path: Path) -> None
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
-def test_threads_are_the_machines_where_the_profile_names_none(tmp_path: Path) -> None:
-    assert compute(tmp_path).threads == os.cpu_count()
-    assert compute(tmp_path, threads=3).threads == 3
-
-
 def hold(lease: Callable[[Path], Any], folder: Path, said: Connection, seconds: float) -> None:
     with lease(folder):
         said.send(time.monotonic())

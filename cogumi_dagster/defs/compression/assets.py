@@ -109,6 +109,7 @@ def awq_checkpoint(step: Step) -> AwqReport:
     deps=[awq_checkpoint, distillation_dataset],
     claims=checks.W4A16_CHECKPOINT,
     code_version="2",
+    pool="gpu",
 )
 def w4a16_checkpoint(step: Step) -> W4A16Report:
     """4-bit weights in compressed-tensors form, for vLLM and transformers."""
@@ -171,6 +172,7 @@ def packaged_base(step: Step) -> PackageReport:
     deps=[awq_checkpoint, gguf_model, distillation_dataset],
     claims=checks.COMPRESSION_FRONTIER,
     code_version="3",
+    pool="gpu",
 )  # fmt: skip
 def compression_frontier(step: Step) -> FrontierReport:
     """Bytes, perplexity, score, speed, zeros kept and zstd ratio of the same parent in each quantization and in the

@@ -23,7 +23,7 @@ from cogumi_dagster.lib.modifiers.package import tokenizer_files
 from cogumi_dagster.lib.report.card import CardReport, write_card
 from cogumi_dagster.lib.routing.escalation import EscalationDetector
 from cogumi_dagster.lib.routing.router import Router
-from cogumi_dagster.lib.serving.answering import Assistant
+from cogumi_dagster.lib.serving.answering import SERVED_TOKENS, Assistant
 from cogumi_dagster.lib.serving.bundle import BundleReport, open_bundle, write_bundle
 
 BUNDLE = "bundle"
@@ -41,9 +41,9 @@ BUNDLE = "bundle"
         router_model,
         escalation_detector,
     ],
-    config=("modifiers.ship",),
+    config=("modifiers.ship", "taught_tokens"),
     claims=checks.SERVING_BUNDLE,
-    code_version="2",
+    code_version="3",
 )
 def serving_bundle(step: Step) -> BundleReport:
     """One folder with a manifest: base, the modifiers that passed their gate, router, escalation detector, and every
@@ -57,7 +57,11 @@ def serving_bundle(step: Step) -> BundleReport:
         router_dir=step.path("router_model"),
         escalation=step.path("escalation_detector") / ESCALATION,
         tokenizer_files=tokenizer_files(step.path("base_checkpoint")),
-        card={"profile": step.profile.name, "artifacts": step.versions()},
+        card={
+            "profile": step.profile.name,
+            "artifacts": step.versions(),
+            "answer_tokens": max(SERVED_TOKENS, step.profile.taught_tokens),  # as its router was calibrated with
+        },
     )
     open_bundle(step.out / BUNDLE, verify=True)
     passed = gates_passed(step)
@@ -81,7 +85,7 @@ def system_evaluation(step: Step) -> SystemReport:
     bundle = open_bundle(step.path("serving_bundle") / BUNDLE)
     router = Router.load(bundle.router_dir)
     with step.inference.engine(bundle.base_gguf, bundle.adapters, step.answers) as engine:
-        assistant = Assistant(engine, router, EscalationDetector.load(bundle.escalation))
+        assistant = Assistant(engine, router, EscalationDetector.load(bundle.escalation), bundle.answer_tokens)
         return evaluate_system(
             engine,
             router,
@@ -106,6 +110,7 @@ def system_evaluation(step: Step) -> SystemReport:
         dg.AssetDep(strategy_evaluation, partition_mapping=dg.AllPartitionMapping()),
         system_evaluation,
     ],
+    reports=True,
     claims=checks.MODEL_CARD,
     code_version="4",
 )

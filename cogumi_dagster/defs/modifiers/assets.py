@@ -1,5 +1,6 @@
 """Modifiers: what the served base gets wrong, patterned, taught, trained, packaged and gated."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from cogumi_dagster.defs.partitions import modifier_partitions
 from cogumi_dagster.lib.compression.gguf_model import MODEL_FILE
 from cogumi_dagster.lib.jsonl import read_jsonl, write_jsonl
 from cogumi_dagster.lib.modifiers.cascade import CascadeReport, run_cascade
-from cogumi_dagster.lib.modifiers.evaluate import ModifierReport, evaluate_modifier
+from cogumi_dagster.lib.modifiers.evaluate import GATE_FILE, ModifierReport, evaluate_modifier
 from cogumi_dagster.lib.modifiers.failures import SUCCESSES, FailuresReport, families_for, find_failures, held_out_tasks
 from cogumi_dagster.lib.modifiers.package import ADAPTER_FILE, ModifierPackageReport, package_modifier
 from cogumi_dagster.lib.modifiers.patterns import PatternsReport, find_patterns
@@ -258,7 +259,7 @@ def packaged_modifier(step: Step) -> ModifierPackageReport:
     deps=[packaged_modifier, cascade_examples, domain_failures, gguf_model],
     partitions_def=modifier_partitions,
     claims=checks.MODIFIER_EVALUATION,
-    code_version="11",
+    code_version="12",
     pool="gpu",
 )  # fmt: skip
 def modifier_evaluation(step: Step) -> ModifierReport:
@@ -283,8 +284,8 @@ def modifier_evaluation(step: Step) -> ModifierReport:
 
 def gates_passed(step: Step) -> dict[str, bool]:
     """Whether each modifier's evaluation opened its gate."""
-    evaluations = step.inputs["modifier_evaluation"]
-    return {str(name): ref.manifest.metrics["report"]["gate_passed"] for name, ref in evaluations.items()}
+    folders = step.paths("modifier_evaluation")
+    return {name: json.loads((folder / GATE_FILE).read_text())["passed"] for name, folder in folders.items()}
 
 
 def shipped_adapters(step: Step) -> dict[str, Path]:

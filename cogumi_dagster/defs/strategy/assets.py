@@ -54,7 +54,7 @@ def _teacher(step: Step) -> Iterator[StrategyTeacher | None]:
     kinds={"gguf", "jsonl"},
     config=(
         "strategy.journal_batches", "strategy.batch_problems", "strategy.distil_every",
-        "teaching.max_tokens", "serving.max_answer_tokens",
+        "teaching.max_tokens", "serving.max_answer_tokens", "serving.context", "taught_tokens",
     ),
     asks=("strategy.teacher",),
     tasks="strategy",
@@ -152,7 +152,7 @@ def strategy_adapter(step: Step) -> TrainingReport:
     kinds={"gguf"},
     config=(
         "strategy.test_problems", "strategy.batch_problems", "strategy.suite_share", "strategy.machine_usd_per_hour",
-        "teaching.max_tokens", "serving.max_answer_tokens",
+        "teaching.max_tokens", "serving.max_answer_tokens", "serving.context", "taught_tokens",
     ),
     asks=("strategy.teacher", PRICES),
     tasks="strategy",

@@ -71,11 +71,6 @@ class DatasetReport:
     checks: Verification
     sha256: dict[str, str]
 
-    @property
-    def largest_deviation(self) -> float:
-        """The domain or difficulty furthest from its target, as a share of all rows."""
-        return max(abs(row.deviation) for row in (*self.mix, *self.difficulty))
-
 
 @dataclass(frozen=True)
 class _Row:

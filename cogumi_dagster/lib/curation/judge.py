@@ -25,7 +25,7 @@ from cogumi_dagster.lib.curation.agreement import (
 )
 from cogumi_dagster.lib.curation.repetition import repeated_characters
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.evaluation.statistics import Proportion, report_json
+from cogumi_dagster.lib.evaluation.statistics import Proportion
 from cogumi_dagster.lib.inference.base import Engine, Message
 from cogumi_dagster.lib.progress import Progress, silent
 from cogumi_dagster.lib.teaching.asking import OVER_BUDGET, Asker, Outcome, Request
@@ -128,9 +128,6 @@ class QualityReport:
     agreement: JudgeAgreement | None
     """This judge against the labels of the set in the repository; None where that was not asked for."""
     usd: float
-
-    def to_json(self) -> dict[str, Any]:
-        return report_json(self)
 
 
 def score_responses(

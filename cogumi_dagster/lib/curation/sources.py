@@ -18,7 +18,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
@@ -82,13 +82,6 @@ class SourcesReport:
     broken_lines: Mapping[str, tuple[int, ...]]
     other_domains: Mapping[str, int] = field(default_factory=dict)
     """Rows left out because they state another domain, by that domain."""
-
-    @property
-    def broken(self) -> int:
-        return sum(map(len, self.broken_lines.values()))
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def load_sources(domain: str, folder: Path) -> DomainSources:

@@ -75,7 +75,7 @@ def observe_gguf(gguf: Path, pairs: Sequence[Pair], shared: Any) -> Observed:
     try:
         template = llama.metadata.get("tokenizer.chat_template")
         texts = [render(shared, pair.instruction, template) for pair in pairs]
-        ids = [llama.tokenize(text.encode(), special=True) for text in texts]
+        ids = [llama.tokenize(text.encode(), add_bos=False, special=True) for text in texts]
         answers = []
         for one in ids:
             made: Any = llama.create_completion(one, max_tokens=ANSWER_TOKENS, temperature=0.0)

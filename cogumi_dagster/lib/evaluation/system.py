@@ -162,7 +162,7 @@ def _spot_checks(
     same, started = 0, time.perf_counter()
     for row, route in chosen:
         message: Message = {"role": "user", "content": row["prompt"]}
-        routed = assistant.answer([message], "cogumi", Params())
+        routed = assistant.answer([message], "cogumi", Params(max_tokens=assistant.answer_tokens))
         same += routed.route == route
     return Proportion(same, len(chosen)), (time.perf_counter() - started) / max(1, len(chosen))
 

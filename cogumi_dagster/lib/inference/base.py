@@ -68,24 +68,9 @@ class Engine(Protocol):
         logprobs: bool = False,
     ) -> Completion: ...
 
-    def complete(
-        self,
-        prompt: str,
-        *,
-        adapter: str | None = None,
-        max_tokens: int = 256,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
-        stop: Sequence[str] = (),
-        logprobs: bool = False,
-    ) -> Completion:
-        """Continue raw text, without the chat template."""
-        ...
-
     def stream(
         self,
-        messages: Sequence[Message],
+        messages: Sequence[Message] | str,
         *,
         adapter: str | None = None,
         max_tokens: int = 256,
@@ -95,7 +80,8 @@ class Engine(Protocol):
         stop: Sequence[str] = (),
         logprobs: bool = False,
     ) -> Iterator[Chunk]:
-        """Like ``chat``, piece by piece. Closing the iterator early frees the slot."""
+        """Like ``chat``, piece by piece; a string is continued as it is, without the chat template. Closing the
+        iterator early frees the slot."""
         ...
 
     def chat_many(

@@ -96,9 +96,11 @@ class LlamaEngine:
         request = self._request(adapter, options) | {"prompt": prompt}
         return self._run(request, _Collector(_text_piece, adapter))
 
-    def stream(self, messages: Sequence[Message], *, adapter: str | None = None, **options: Any) -> Iterator[Chunk]:
-        request = self._request(adapter, options) | {"messages": list(messages)}
-        return self._stream(request, adapter)
+    def stream(
+        self, messages: Sequence[Message] | str, *, adapter: str | None = None, **options: Any
+    ) -> Iterator[Chunk]:
+        asked = {"prompt": messages} if isinstance(messages, str) else {"messages": list(messages)}
+        return self._stream(self._request(adapter, options) | asked, adapter)
 
     def chat_many(
         self,
@@ -202,7 +204,7 @@ class LlamaEngine:
 
     def _stream(self, request: dict[str, Any], adapter: str | None) -> Iterator[Chunk]:
         pieces: queue.Queue[str | Completion | BaseException] = queue.Queue()
-        collector = _Collector(_chat_piece, adapter, pieces.put)
+        collector = _Collector(_chat_piece if "messages" in request else _text_piece, adapter, pieces.put)
 
         def work() -> None:
             try:

@@ -6,8 +6,7 @@ verifier and carries its tier, teacher and cost. Targets of the tier mix are the
 
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import dataclass, field
 
 from cogumi_dagster.lib.errors import CogumiError
 from cogumi_dagster.lib.inference.base import Engine
@@ -80,9 +79,6 @@ class CascadeReport:
     """Further problems of the failures' kinds, exactly solved, that are taught besides."""
     rehearsed: int = 0
     """Library functions, which no verifier judges (see ``rehearsal``)."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def run_cascade(

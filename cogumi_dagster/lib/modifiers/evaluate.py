@@ -1,5 +1,6 @@
 """Base against base + modifier on held-out tasks, served: repairs, keeps, the noise floor, and the double gate."""
 
+import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +34,7 @@ from cogumi_dagster.lib.progress import Progress, in_parts, silent
 from cogumi_dagster.lib.tasks import families_of
 from cogumi_dagster.lib.tasks.base import Task
 
+GATE_FILE = "gate.json"
 NOISE_TEMPERATURE = 0.7
 """Of the base's re-runs. Greedy decoding has no seeds; sampling finds some answers by luck and loses others, more than
 any change of batch or machine would, so the floor is a high one."""
@@ -168,7 +170,8 @@ def evaluate_modifier(
     seed: int,
     progress: Progress = silent,
 ) -> ModifierReport:
-    """Answer ``count`` held-out tasks with and without the modifier; write both answers to answers.jsonl.
+    """Answer ``count`` held-out tasks with and without the modifier; write both answers to answers.jsonl, and
+    whether the gate opened to ``GATE_FILE``: what is served hangs on it, so it is part of the artifact's version.
 
     The base answers them ``noise_seeds`` times more, sampling; both answer ``cross_domain_tasks`` of each other domain,
     and for code the first ``humaneval`` problems of HumanEval. ``lessons`` are the tasks that it learned from, with the
@@ -199,8 +202,10 @@ def evaluate_modifier(
         crossed.append(_cross(domain, list(zip(first, second, strict=True))))
     taught = NearDuplicates([task for task, _ in lessons])
     benchmarks = [_humaneval(engine, modifier, problems, part)] if problems else []
+    report = compare(base, modified, again, benchmarks, {task.kind for task, _ in lessons}, split="test")
+    (out / GATE_FILE).write_text(json.dumps({"passed": report.gate_passed}))
     return replace(
-        compare(base, modified, again, benchmarks, {task.kind for task, _ in lessons}, split="test"),
+        report,
         domains=tuple(crossed),
         near_lessons=sum(task in taught for task in tasks),
         contaminated_lessons=_contaminated(lessons),

@@ -290,9 +290,6 @@ class CalibrationReport:
     reliability_after: tuple[stats.ReliabilityBin, ...]
     notes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return stats.report_json(self)
-
 
 def fit_calibration(rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[Calibration, CalibrationReport]:
     """Fit the calibration of the base's confidence on ``routing_examples`` and measure it on held-out rows.

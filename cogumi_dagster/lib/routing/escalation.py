@@ -119,9 +119,6 @@ class EscalationReport:
     milliseconds_median: float
     mistakes: tuple[str, ...]
 
-    def to_json(self) -> dict[str, Any]:
-        return stats.report_json(self)
-
 
 def fit_escalation(
     rows: Sequence[Mapping[str, Any]], embed: Embed, out: Path, seed: int, max_bytes: int = 3_000_000

@@ -71,9 +71,6 @@ class RouterReport:
         """Accuracy of the routed system and of the base alone."""
         return self.systems["routed"].value, self.systems["base"].value
 
-    def to_json(self) -> dict[str, Any]:
-        return stats.report_json(self)
-
 
 def report_routing(
     examples: Examples,

@@ -42,7 +42,7 @@ class Escalation(Protocol):
 
 
 SERVED_TOKENS = 512
-"""Room for an answer where a request names none: a sum worked out digit by digit may need 378."""
+"""Room for an answer where a request names none, at least: a sum worked out digit by digit may need 378."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,11 @@ class Assistant:
     then either sent in its pieces or dropped for the modifier's stream.
     """
 
-    def __init__(self, engine: Engine, router: Router, escalation: Escalation) -> None:
+    def __init__(
+        self, engine: Engine, router: Router, escalation: Escalation, answer_tokens: int = SERVED_TOKENS
+    ) -> None:
+        """``answer_tokens``: room for an answer where a request names none."""
+        self.answer_tokens = answer_tokens
         self._engine = engine
         self._router = router
         self._escalation = escalation
@@ -128,8 +132,6 @@ class Assistant:
 
     def stream(self, messages: Sequence[Message] | str, model: str, params: Params) -> Generator[Piece, None, None]:
         """Answer piece by piece. Closing the generator at any piece frees the engine's slot.
-
-        Raw text comes in one piece: the engine continues text without streaming.
 
         Raises:
             CogumiError: unknown model, or what the engine raises.
@@ -183,13 +185,6 @@ class Assistant:
         self, messages: Sequence[Message] | str, adapter: str | None, params: Params, logprobs: bool = False
     ) -> Iterator[Chunk]:
         """The engine's chunks; closes the engine's iterator when it is closed itself."""
-        if isinstance(messages, str):
-            completion = self._engine.complete(
-                messages, adapter=adapter, max_tokens=params.max_tokens, temperature=params.temperature,
-                top_p=params.top_p, seed=params.seed, stop=params.stop, logprobs=logprobs,
-            )  # fmt: skip
-            yield Chunk(completion.text, completion)
-            return
         chunks = self._engine.stream(
             messages, adapter=adapter, max_tokens=params.max_tokens, temperature=params.temperature,
             top_p=params.top_p, seed=params.seed, stop=params.stop, logprobs=logprobs,

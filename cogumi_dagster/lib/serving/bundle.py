@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, Literal
@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.serving.answering import Assistant
+from cogumi_dagster.lib.serving.answering import SERVED_TOKENS, Assistant
 from cogumi_dagster.lib.serving.contract import (
     TOKENIZER_FILE,
     Contract,
@@ -88,6 +88,11 @@ class Bundle:
     def escalation(self) -> Path:
         return self.path / ESCALATION
 
+    @property
+    def answer_tokens(self) -> int:
+        """Room for an answer where a request names none."""
+        return int(self.manifest.card.get("answer_tokens", SERVED_TOKENS))
+
 
 @dataclass(frozen=True)
 class BundleReport:
@@ -101,9 +106,6 @@ class BundleReport:
     adapter_bytes: dict[str, int]
     gate_not_passed: tuple[str, ...] = ()
     """Modifiers that are in it although their evaluation did not open their gate."""
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def write_bundle(
@@ -194,7 +196,7 @@ def load_assistant(bundle: Bundle, *, slots: int, context: int, threads: int | N
     router = Router.load(bundle.router_dir)
     escalation = EscalationDetector.load(bundle.escalation)
     engine = LlamaEngine(bundle.base_gguf, bundle.adapters, slots=slots, context=context, threads=threads)
-    return Assistant(engine, router, escalation)
+    return Assistant(engine, router, escalation, bundle.answer_tokens)
 
 
 def _adapter_file(name: str) -> str:

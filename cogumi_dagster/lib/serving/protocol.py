@@ -1,6 +1,7 @@
 """OpenAI's wire format: which requests are accepted, and the shape of answers, stream events and errors."""
 
 import json
+import secrets
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -124,16 +125,22 @@ class GenerationRequest(Strict):
     def asked_tokens(self) -> int | None:
         return self.max_tokens
 
-    def params(self, context: int) -> Params:
-        """The sampling parameters. Raises RequestError for more tokens than ``context`` holds."""
+    def params(self, context: int, answer_tokens: int) -> Params:
+        """The sampling parameters, with room for ``answer_tokens`` and a seed drawn where the request names none.
+
+        Raises:
+            RequestError: it asks for more tokens than ``context`` holds.
+        """
         asked = self.asked_tokens()
         if asked is not None and asked > context:
             raise RequestError(400, f"max_tokens is at most {context}, the context of this server", param="max_tokens")
+        heat = self.temperature or 0.0
+        drawn = secrets.randbelow(MAX_SEED) if heat else 0
         return Params(
-            max_tokens=asked or min(Params.max_tokens, context),
-            temperature=self.temperature or 0.0,
+            max_tokens=asked or min(answer_tokens, context),
+            temperature=heat,
             top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed or 0,
+            seed=drawn if self.seed is None else self.seed,
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
         )
 

@@ -119,7 +119,7 @@ class _Service:
             name = asked.model[:SHOWN]
             hint = nearest(name, self._models)
             raise RequestError(404, f"there is no model {name!r}: {hint}", param="model", code="model_not_found")
-        prompt, params = asked.prompt_of(), asked.params(self._config.context)
+        prompt, params = asked.prompt_of(), asked.params(self._config.context, self._assistant.answer_tokens)
         try:
             job = self._workers.submit(lambda: self._assistant.stream(prompt, asked.model, params))
         except LineFullError:

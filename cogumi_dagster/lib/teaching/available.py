@@ -28,9 +28,9 @@ class Availability:
 
 
 def teachers_of(profile: Profile) -> list[str]:
-    """The teachers that a profile names in its mix, and its judge."""
+    """The teachers that a profile names: in its mix, as its judge, for modifiers and for strategies."""
     names = [entry.teacher for mix in profile.teaching.mix.values() for entry in mix if entry.share > 0]
-    return list(dict.fromkeys([*names, *judges(profile)]))
+    return list(dict.fromkeys([*names, *judges(profile), *profile.modifiers.cascade, profile.strategy.teacher]))
 
 
 def judges(profile: Profile) -> list[str]:

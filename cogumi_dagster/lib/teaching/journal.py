@@ -20,7 +20,7 @@ from typing import Any, Literal
 from cogumi_dagster.lib.inference.base import Message
 from cogumi_dagster.lib.teaching.catalogue import MICROS, Teacher
 from cogumi_dagster.lib.teaching.journal_file import JournalFile
-from cogumi_dagster.lib.teaching.providers import Answer
+from cogumi_dagster.lib.teaching.providers import Answer, encodable
 
 OnDoubt = Literal["ask", "retry", "skip"]
 Status = Literal["started", "replayed", "busy", "over budget", "over the month's budget", "in doubt"]
@@ -204,7 +204,7 @@ class Journal:
         rows = [
             (
                 micros,
-                _storable(a.text),
+                a.text,
                 a.finish_reason,
                 a.prompt_tokens,
                 a.completion_tokens,
@@ -225,7 +225,7 @@ class Journal:
     def fail(self, rows: Sequence[int], error: str, *, maybe_billed: bool = False) -> None:
         """Close started calls that gave no answer: free of charge, or in doubt at their worst cost."""
         charge = "state = 'doubt'" if maybe_billed else "state = 'failed', micros = 0"
-        values = [(_storable(error), row) for row in rows]
+        values = [(encodable(error), row) for row in rows]
         self._file.write(lambda db: db.executemany(f"UPDATE calls SET {charge}, error = ? WHERE id = ?", values))
 
     def in_doubt(self) -> list[InDoubt]:
@@ -298,8 +298,3 @@ class Journal:
 
 def _replayed(row: Sequence[Any]) -> Ticket:
     return Ticket("replayed", answer=Answer(*row[:5]), micros=int(row[5]))
-
-
-def _storable(text: str) -> str:
-    """SQLite stores UTF-8 only; a model can write half of a surrogate pair."""
-    return text.encode("utf-8", "replace").decode("utf-8")

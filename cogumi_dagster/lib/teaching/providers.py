@@ -54,7 +54,8 @@ SECRET = re.compile(r"\b(?:sk|gsk|tgp|key)[-_][A-Za-z0-9_\-]{12,}|(?i:bearer)\s+
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer. ``cached_tokens`` are the part of ``prompt_tokens`` billed at the cached price."""
+    """An answer. ``cached_tokens`` are the part of ``prompt_tokens`` billed at the cached price. Half of a surrogate
+    pair, which a model can write and UTF-8 cannot, becomes a question mark."""
 
     text: str
     finish_reason: str
@@ -62,6 +63,9 @@ class Answer:
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", encodable(self.text))
 
 
 class TeacherError(CogumiError):
@@ -241,20 +245,31 @@ def ask_local(
     temperature: float | None,
     seed: int,
 ) -> list[Answer | None]:
-    """The local teacher's answers, as many at once as the engine has slots; None for a prompt that is too long.
+    """The local teacher's answers, as many at once as the engine has slots; None for a prompt that is too long. Each is
+    sampled with ``seed``: with one that grew by its place, the second sample of a prompt could be its first again.
 
     Raises:
         CogumiError: the engine fails.
     """
     ask = partial(ask_local, engine, max_tokens=max_tokens, temperature=temperature, seed=seed)
     try:
-        completions = engine.chat_many(conversations, max_tokens=max_tokens, temperature=temperature or 0.0, seed=seed)
+        completions = engine.chat_many(
+            conversations,
+            max_tokens=max_tokens,
+            temperature=temperature or 0.0,
+            seed=[seed] * len(conversations),
+        )
     except PromptTooLong:
         if len(conversations) == 1:
             return [None]
         half = len(conversations) // 2  # find it, and lose no other answer
         return [*ask(conversations[:half]), *ask(conversations[half:])]
     return [Answer(c.text, c.finish_reason, c.prompt_tokens, c.completion_tokens) for c in completions]
+
+
+def encodable(text: str) -> str:
+    """``text`` as UTF-8 can say it."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def solve(task: Task) -> Answer | None:

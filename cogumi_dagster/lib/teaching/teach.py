@@ -7,7 +7,7 @@ cannot answer goes to the next of its tier in the mix, then to the next tier, an
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 from cogumi_dagster.lib.errors import CogumiError
@@ -79,9 +79,6 @@ class TeachingReport:
     unavailable: dict[str, str]
     in_doubt: tuple[InDoubt, ...]
     stand_ins: tuple[str, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def teach(

@@ -11,6 +11,7 @@ import pytest
 from cogumi_dagster.lib.curation.agreement import AGREEMENT_SET, agreement, read_labelled, spearman
 from cogumi_dagster.lib.curation.judge import RUBRIC, score_responses
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.profile import DOMAINS
 
 LABELLED = read_labelled()
@@ -57,7 +58,7 @@ def test_spearman_is_scipy_s() -> None:
 def test_the_rules_judge_is_better_than_the_majority_and_the_report_says_by_how_much() -> None:
     _, report = score_responses([])
     assert report.agreement and report.agreement.same_side.value > report.agreement.majority.value
-    shown = report.to_json()["agreement"]
+    shown = report_json(report)["agreement"]
     assert {"value", "low", "high", "count"} <= set(shown["spearman"]) and shown["same_side"]["count"] == 40
     assert score_responses([], agreement_set=None)[1].agreement is None
 

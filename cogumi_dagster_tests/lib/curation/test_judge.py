@@ -16,6 +16,7 @@ from cogumi_dagster.lib.curation.judge import (
     score_responses,
 )
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.inference.base import Message
 from cogumi_dagster.lib.tasks.base import Task
 from cogumi_dagster.lib.teaching import asking
@@ -223,7 +224,7 @@ def test_the_report_counts_by_teacher_and_score() -> None:
     assert (report.by_teacher["b"].enough.successes, report.by_teacher["b"].enough.count) == (1, 2)
     assert report.by_domain["math"].histogram == report.histogram
     assert report.notes == {"bare answer": 1, "wrong": 1} and report.stand_in and report.judge == "rules"
-    json.dumps(report.to_json())
+    json.dumps(report_json(report))
 
 
 def test_judges_that_cannot_judge_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

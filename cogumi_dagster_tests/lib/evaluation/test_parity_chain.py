@@ -15,7 +15,7 @@ from cogumi_dagster.lib.compression.package import pack
 from cogumi_dagster.lib.evaluation import parity_chain as module
 from cogumi_dagster.lib.evaluation import parity_links
 from cogumi_dagster.lib.evaluation.parity_chain import LINKS, Chain, ChainReport, _p_value, benchmark, check_chain
-from cogumi_dagster.lib.training.batches import Pair
+from cogumi_dagster.lib.training.batches import Pair, prompt_ids
 from cogumi_dagster.lib.training.merge import merge_adapter
 from cogumi_dagster.lib.training.student import load_checkpoint, save_checkpoint
 from cogumi_dagster.lib.training.trim import trim_vocabulary
@@ -204,17 +204,18 @@ def test_scales_folded_on_one_side_are_named(chain: Chain, problem: Problem, tmp
 
 
 def rewritten(
-    gguf: Path, out: Path, *, metadata: dict[str, str] | None = None, heads: dict[str, int] | None = None
+    gguf: Path, out: Path, *, metadata: dict[str, str | bool] | None = None, heads: dict[str, int] | None = None
 ) -> Path:
-    """A copy with other strings in its metadata, or with the rows of some tensors as Hugging Face orders them."""
+    """A copy with other metadata, or with the rows of some tensors as Hugging Face orders them."""
     from gguf import GGUFReader, GGUFWriter
     from gguf.constants import GGUFValueType
     from gguf.scripts.gguf_new_metadata import MetadataDetails, copy_with_new_metadata
 
     reader = GGUFReader(gguf)
     writer = GGUFWriter(out, "llama")
-    texts = {name: MetadataDetails(GGUFValueType.STRING, value) for name, value in (metadata or {}).items()}
-    copy_with_new_metadata(reader, writer, texts, [])
+    kinds = {str: GGUFValueType.STRING, bool: GGUFValueType.BOOL}
+    details = {name: MetadataDetails(kinds[type(value)], value) for name, value in (metadata or {}).items()}
+    copy_with_new_metadata(reader, writer, details, [])
     if heads:
         changed = GGUFReader(out, "r+")
         for tensor in changed.tensors:
@@ -242,6 +243,16 @@ def test_a_wrong_chat_template_is_named(chain: Chain, problem: Problem, tmp_path
     broken, said = problem("awq", "gguf_f16", gguf_f16=wrong)
     assert broken == "gguf_f16"
     assert said.startswith(f"{TASKS} of {TASKS} prompts have other token ids: another chat template: '[INST] ")
+
+
+def test_a_template_that_begins_with_bos_is_read_with_one(chain: Chain, tmp_path: Path) -> None:
+    """Llama 3's files say so, and that BOS is to be added to plain text."""
+    _, shared = load_checkpoint(chain.awq)
+    file = rewritten(chain.gguf_f16 or Path(), tmp_path / "bos.gguf", metadata={"tokenizer.ggml.add_bos_token": True})
+    pair = Pair("Say yes.", "yes")
+    ids = prompt_ids(shared, pair.instruction)
+    assert ids[0] == shared.bos_token_id
+    assert parity_links.observe_gguf(file, [pair], shared).ids == [ids]
 
 
 def test_a_wrong_pre_tokenizer_is_named(chain: Chain, problem: Problem, tmp_path: Path) -> None:

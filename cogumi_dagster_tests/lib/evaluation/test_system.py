@@ -40,6 +40,8 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> list[Task]:
 class EchoAssistant:
     """Answers through the same router as the batch evaluation."""
 
+    answer_tokens = 512
+
     def __init__(self, router: OneRoute) -> None:
         self.router = router
 

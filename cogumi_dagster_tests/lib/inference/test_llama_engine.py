@@ -244,6 +244,10 @@ def test_raw_text_is_continued_without_the_template(engine: LlamaEngine, student
     answer = engine.complete(PROMPTS[0], max_tokens=3, logprobs=True)
     assert answer.prompt_tokens == len(tokenizer.encode(PROMPTS[0], add_special_tokens=False))
     assert 0 < len(answer.logprobs) <= answer.completion_tokens == 3
+    *pieces, last = engine.stream(PROMPTS[0], max_tokens=3, logprobs=True)
+    assert (
+        last.completion is not None and "".join(piece.text for piece in pieces) == last.completion.text == answer.text
+    )
 
 
 def test_the_seed_decides_a_sampled_answer(engine: LlamaEngine) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.inference.base import Completion, Message
 from cogumi_dagster.lib.modifiers.cascade import SAMPLE_TEMPERATURE, CascadeReport, CascadeRow, run_cascade
 from cogumi_dagster.lib.tasks.base import Task, Verdict
@@ -108,7 +109,7 @@ def test_the_report_names_missing_tiers_and_compares_the_mix_with_its_targets(jo
     assert "tiers present: 1 and 3" in report.note and "stand-ins: local, solver" in report.note
     assert report.by_cluster == {0: {"tasks": 10, "accepted": 9}, 1: {"tasks": 10, "accepted": 9}}
     assert report.usd == 0.0 and report.usd_per_accepted == 0.0
-    json.dumps(report.to_json())
+    json.dumps(report_json(report))
 
 
 def test_three_tiers_with_costs_of_rejected_attempts(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:

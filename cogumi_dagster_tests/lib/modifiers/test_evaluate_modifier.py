@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from cogumi_dagster.lib.evaluation.statistics import Proportion, mcnemar
 from cogumi_dagster.lib.inference.base import Completion
 from cogumi_dagster.lib.jsonl import read_jsonl
 from cogumi_dagster.lib.modifiers.evaluate import (
+    GATE_FILE,
     NOISE_TEMPERATURE,
     BenchmarkRow,
     ModifierReport,
@@ -125,6 +127,7 @@ def test_both_answer_the_same_held_out_tasks(
     )
     assert report.split == "test" and report.tasks == 10
     assert report.gate_passed and report.repaired.value == 1.0
+    assert json.loads((tmp_path / GATE_FILE).read_text()) == {"passed": True}
     assert engine.asked == [(a, task.prompt) for a in (None, "automation") for task in tasks]
     assert seen[-1] == (20, 20)
     rows = read_jsonl(tmp_path / "answers.jsonl")

@@ -10,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.routing import calibration as c
 from cogumi_dagster.lib.routing.features import CONFIDENCE_DIMENSIONS, read_examples
 
@@ -57,7 +58,7 @@ def test_soft_logistic_survives_separable_rows() -> None:
 def test_calibration_lowers_ece_and_brier_on_the_test_split(make_rows: MakeRows) -> None:
     rows = make_rows(400, seed=1, test_share=0.4)
     calibration, report = c.fit_calibration(rows, seed=0)
-    shown = report.to_json()
+    shown = report_json(report)
     assert report.held_out.startswith("the test split")
     assert calibration.rows == sum(row["split"] == "train" for row in rows)
     assert report.rows == sum(row["split"] == "test" for row in rows)
@@ -132,7 +133,7 @@ def test_one_class_gives_a_constant_and_says_so(make_rows: MakeRows, passed: boo
     assert calibration.confidence([-5.0], 1) == calibration.confidence([-0.1], 1)
     assert 0 < calibration.confidence([-0.1], 1) < 1
     assert f"every answer of the base was {kind}" in report.notes[0]
-    assert report.to_json()["after"]["auroc"]["value"] is None
+    assert report_json(report)["after"]["auroc"]["value"] is None
 
 
 def test_a_calibration_survives_the_disk(make_rows: MakeRows, tmp_path: Path) -> None:

@@ -38,17 +38,17 @@ class FakeEngine:
         self.lock = threading.Lock()
 
     def stream(
-        self, messages: Sequence[Message], *, adapter: str | None = None, max_tokens: int = 256, **sampling: object
+        self,
+        messages: Sequence[Message] | str,
+        *,
+        adapter: str | None = None,
+        max_tokens: int = 256,
+        **sampling: object,
     ) -> Iterator[Chunk]:
+        if isinstance(messages, str):
+            return self._words(messages, adapter, max_tokens, sampling)
         self.conversations.append(messages)
         return self._words(messages[-1]["content"], adapter, max_tokens, sampling)
-
-    def complete(
-        self, prompt: str, *, adapter: str | None = None, max_tokens: int = 256, **sampling: object
-    ) -> Completion:
-        *_, last = self._words(prompt, adapter, max_tokens, sampling)
-        assert last.completion is not None
-        return last.completion
 
     def close(self) -> None:
         self.closed = True

@@ -3,7 +3,7 @@
 import pytest
 
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.inference.base import Completion, Message
+from cogumi_dagster.lib.inference.base import Chunk, Completion, Message
 from cogumi_dagster.lib.serving.answering import Assistant, Params
 
 PARAMS = Params(max_tokens=64)
@@ -125,6 +125,6 @@ def test_an_unknown_model_names_the_nearest(assistant) -> None:
 
 def test_a_base_answer_without_log_probabilities_is_not_routed_blindly(assistant, engine, monkeypatch) -> None:
     blind = Completion("text", "stop", 1, 1, ())
-    monkeypatch.setattr(engine, "complete", lambda *a, **k: blind)
+    monkeypatch.setattr(engine, "stream", lambda *a, **k: (chunk for chunk in [Chunk("text", blind)]))
     with pytest.raises(CogumiError, match="log-probabilities"):
         assistant.answer("x", "cogumi", PARAMS)

@@ -153,7 +153,7 @@ def test_raw_completions_whole_and_streamed(quiet_room, client) -> None:
     assert (done.choices[0].text, done.choices[0].finish_reason) == ("code on <def", "length")
     assert done.model_extra["cogumi"]["route"] == "code"
     chunks = list(client.completions.create(model="cogumi-code", prompt="def f", max_tokens=3, stream=True))
-    assert "".join(chunk.choices[0].text for chunk in chunks) == "code on <def"
+    assert "".join(chunk.choices[0].text for chunk in chunks) == "code on <def" and len(chunks) > 3
     assert chunks[-1].model_extra["cogumi"]["route"] == "code"
 
 
@@ -175,6 +175,13 @@ def test_defaults_are_greedy(quiet_room) -> None:
     post(quiet_room, HARD | {"model": "cogumi-base", "temperature": None, "stop": None})
     wanted = {"max_tokens": 512, "temperature": 0.0, "top_p": 1.0, "seed": 0, "stop": (), "logprobs": False}
     assert quiet_room.engine.samplings == [wanted]
+
+
+def test_a_sampled_answer_has_a_seed_of_its_own_unless_it_is_given(quiet_room) -> None:
+    for _ in range(2):
+        post(quiet_room, HARD | {"model": "cogumi-base", "temperature": 0.8})
+    first, second = (sampling["seed"] for sampling in quiet_room.engine.samplings)
+    assert first != second
 
 
 def test_the_demo_client_reads_routes(quiet_room) -> None:
@@ -390,15 +397,14 @@ def test_the_official_client_sees_a_rate_limit(room) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("model", ["cogumi", "cogumi-code"])
-def test_a_client_that_leaves_frees_its_slot(room, stream: bool, model: str) -> None:
+@pytest.mark.parametrize("path", ["chat/completions", "completions"])
+def test_a_client_that_leaves_frees_its_slot(room, stream: bool, model: str, path: str) -> None:
     """``cogumi`` streams nothing while the base's answer is held back: that wait must be cancelled as well."""
-    body = HOLD | {"model": model, "stream": stream}
+    body = (HOLD if path.startswith("chat") else {"prompt": "hold"}) | {"model": model, "stream": stream}
 
     async def ask_and_leave() -> None:
         async with httpx.AsyncClient(verify=False, timeout=20) as client:
-            asking = asyncio.create_task(
-                client.post(f"{room.url}/v1/chat/completions", json=body, headers=room.headers)
-            )
+            asking = asyncio.create_task(client.post(f"{room.url}/v1/{path}", json=body, headers=room.headers))
             while room.engine.active == 0:
                 await asyncio.sleep(0.01)
             asking.cancel()

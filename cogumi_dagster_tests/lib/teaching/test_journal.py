@@ -280,9 +280,10 @@ def test_one_transaction_reserves_for_all_its_calls(tmp_path: Path) -> None:
 def test_lone_surrogates_are_stored(tmp_path: Path) -> None:
     with Journal(tmp_path / "j.db") as journal:
         ticket = begin(journal, call())[0]
-        journal.finish([(ticket.row, Answer("bad \ud800 half", "stop", 1, 1), 1, 0.5)])
+        answer = Answer("bad \ud800 half", "stop", 1, 1)
+        journal.finish([(ticket.row, answer, 1, 0.5)])
         replayed = journal.replay(["k"])["k"].answer
-        assert replayed is not None and replayed.text == "bad ? half"
+        assert replayed is not None and replayed.text == answer.text == "bad ? half"
 
 
 def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -154,3 +155,14 @@ def test_the_solver_answers_exactly_where_it_can() -> None:
     answer = solve(task)
     assert answer is not None and answer.text == "2+2 = 4"
     assert solve(Task("math", "sum", "easy", "2+2?")) is None
+
+
+def test_each_conversation_is_sampled_with_the_seed_of_its_sample(scripted_engine: Callable[..., Any]) -> None:
+    """Where the place in the batch decided too, a later sample could be an earlier one's again."""
+    engine = scripted_engine(lambda adapter, prompt: "4")
+    seeds: list[Any] = []
+    plain = engine.chat_many
+    engine.chat_many = lambda conversations, *, seed, **how: seeds.append(seed) or plain(conversations, **how)
+    for count in (3, 2):
+        providers.ask_local(engine, [MESSAGES] * count, max_tokens=9, temperature=0.7, seed=count)
+    assert seeds == [[3, 3, 3], [2, 2]]

@@ -8,6 +8,7 @@ import pytest
 from wire_server import CANARY, Reply, chat_reply, error_reply
 
 from cogumi_dagster.lib.errors import CogumiError
+from cogumi_dagster.lib.evaluation.statistics import report_json
 from cogumi_dagster.lib.inference.base import Completion, Message, PromptTooLong
 from cogumi_dagster.lib.tasks.base import Task, Verdict
 from cogumi_dagster.lib.teaching import asking, available
@@ -392,7 +393,7 @@ def test_shares_that_do_not_sum_to_one_and_unknown_teachers_are_refused(journal:
 def test_rows_and_report_are_plain_json(journal: Journal) -> None:
     rows, report = run(journal, {"solver": 1.0}, work=tasks(2))
     assert Task.from_json(json.loads(json.dumps(rows))[0]["task"]) == tasks(1)[0]
-    assert json.loads(json.dumps(report.to_json()))["by_teacher"] == {"solver": 2}
+    assert json.loads(json.dumps(report_json(report)))["by_teacher"] == {"solver": 2}
 
 
 def test_over_http_a_429_is_waited_out_and_the_key_is_nowhere(

@@ -1,11 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from cogumi_dagster.lib.compression.gguf_export import write_gguf
 from cogumi_dagster.lib.errors import CogumiError
-from cogumi_dagster.lib.training.batches import Pair
+from cogumi_dagster.lib.inference.llama import LlamaEngine
+from cogumi_dagster.lib.training.batches import Pair, prompt_ids
 from cogumi_dagster.lib.training.student import (
+    DAY,
     StudentReport,
     copy_tokenizer,
     import_student,
@@ -13,6 +17,7 @@ from cogumi_dagster.lib.training.student import (
     package_gguf,
     package_version,
     token_counter,
+    without_today,
 )  # fmt: skip
 
 
@@ -26,6 +31,36 @@ def test_the_random_student_is_whole_and_says_that_it_is_a_stand_in(imported: tu
     assert report.tokenizer_first_difference == ""
     assert str(model.dtype) == "torch.bfloat16"
     assert tokenizer.chat_template
+
+
+LLAMA_3 = (
+    "{{- bos_token }}{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    '{%- set date_string = strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}'
+    "{%- endif %}Today Date: {{ date_string }}\n"
+)
+"""How Llama 3.2's template comes by the date, in our words."""
+
+
+def test_the_template_of_an_imported_student_has_no_today(imported: tuple[Path, StudentReport], tmp_path: Path) -> None:
+    _, tokenizer = load_checkpoint(imported[0])
+    own = tokenizer.chat_template
+    assert without_today(own) == own and without_today(None) is None and without_today({"a": own}) == {"a": own}
+    source = tmp_path / "source"
+    shutil.copytree(imported[0], source)
+    tokenizer.chat_template = LLAMA_3 + own
+    tokenizer.save_pretrained(source)
+    import_student(f"dir:{source}", "dated", tmp_path / "out", strings=10)
+    _, pinned = load_checkpoint(tmp_path / "out")
+    messages = [{"role": "user", "content": "hello"}]
+    text = pinned.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    undated = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, date_string=DAY)
+    assert text == undated and f"Today Date: {DAY}\n" in text
+    write_gguf(tmp_path / "out", tmp_path / "out.gguf")
+    engine = LlamaEngine(tmp_path / "out.gguf", slots=1, context=256)
+    try:
+        assert engine.chat(messages, max_tokens=1).prompt_tokens == len(prompt_ids(pinned, "hello"))
+    finally:
+        engine.close()
 
 
 def test_a_folder_is_a_source_and_copies_exactly(imported: tuple[Path, StudentReport], tmp_path: Path) -> None:
