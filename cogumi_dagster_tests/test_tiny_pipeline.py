@@ -98,7 +98,7 @@ def linked(made: dict[tuple[str, str | None], ArtifactRef]) -> None:
     versions = {f"{a}[{p}]" if p else a: ref.version for (a, p), ref in made.items()}
     for ref in made.values():
         for name, version in ref.manifest.inputs.items():
-            assert name.startswith(("teacher_data[", "teacher[", "tasks[")) or versions[name] == version
+            assert name.startswith(("teacher_data[", "teacher[", "tasks[", "report of ")) or versions[name] == version
 
 
 def test_a_second_run_makes_nothing(capsys: pytest.CaptureFixture[str], store: ArtifactStore) -> None:

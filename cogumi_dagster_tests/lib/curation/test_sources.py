@@ -42,7 +42,7 @@ def test_files_broken_lines_and_rest(tmp_path: Path) -> None:
     rows[1:1] = ["{broken", "[]", {"instruction": ""}, {"instruction": "x", "difficulty": "extreme"}, {"output": "y"}]
     folder = _write(tmp_path, "families: [gcd]\nfiles: [mine.jsonl]\n", rows)
     tasks, report = draw_source_examples("math", folder, 30, 0)
-    assert report.broken_lines == {"mine.jsonl": (2, 3, 4, 5, 6)} and report.broken == 5
+    assert report.broken_lines == {"mine.jsonl": (2, 3, 4, 5, 6)}
     mine = [task for task in tasks if task.family == "file"]
     assert mine and all(task.licence == "MIT" and task.source == "mine.jsonl" for task in mine)
     assert mine[0].solution == "yes" and verify(mine[0], "yes").passed is None

@@ -40,11 +40,12 @@ class SamplingEngine:
         self.calls: list[tuple[int, float, int]] = []
 
     def chat_many(
-        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float, seed: int
+        self, conversations: Sequence[Sequence[Message]], *, max_tokens: int, temperature: float, seed: Sequence[int]
     ) -> list[Completion]:
-        self.calls.append((len(conversations), temperature, seed))
+        (sample,) = set(seed)
+        self.calls.append((len(conversations), temperature, sample))
         numbers = [number(conversation[-1]["content"]) for conversation in conversations]
-        return [Completion(str(n) if seed >= self.needs(n) else "wrong", "stop", 10, 5) for n in numbers]
+        return [Completion(str(n) if sample >= self.needs(n) else "wrong", "stop", 10, 5) for n in numbers]
 
 
 class FakeApi:
