@@ -7,6 +7,7 @@ import dagster as dg
 import pytest
 
 from cogumi_dagster.commands import graph
+from cogumi_dagster.defs.artifact import report_versions
 from cogumi_dagster.defs.graph import ASSETS
 from cogumi_dagster.defs.partitions import partitions_made
 from cogumi_dagster.home import ensure_home
@@ -94,11 +95,13 @@ def checked(made: dict[tuple[str, str | None], ArtifactRef]) -> None:
 
 
 def linked(made: dict[tuple[str, str | None], ArtifactRef]) -> None:
-    """Every input that a manifest names is the version that is there."""
-    versions = {f"{a}[{p}]" if p else a: ref.version for (a, p), ref in made.items()}
+    """Every input that a manifest names, and every report, is the version that is there."""
+    labelled = {f"{a}[{p}]" if p else a: ref for (a, p), ref in made.items()}
+    versions = {name: ref.version for name, ref in labelled.items()}
+    versions |= report_versions({name: ref.manifest for name, ref in labelled.items()})
     for ref in made.values():
         for name, version in ref.manifest.inputs.items():
-            assert name.startswith(("teacher_data[", "teacher[", "tasks[", "report of ")) or versions[name] == version
+            assert name.startswith(("teacher_data[", "teacher[", "tasks[")) or versions[name] == version
 
 
 def test_a_second_run_makes_nothing(capsys: pytest.CaptureFixture[str], store: ArtifactStore) -> None:

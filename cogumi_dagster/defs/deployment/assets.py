@@ -60,7 +60,9 @@ def serving_bundle(step: Step) -> BundleReport:
         card={
             "profile": step.profile.name,
             "artifacts": step.versions(),
-            "answer_tokens": max(SERVED_TOKENS, step.profile.taught_tokens),  # as its router was calibrated with
+            "answer_tokens": max(
+                SERVED_TOKENS, step.profile.taught_tokens
+            ),  # at least what its router was calibrated with
         },
     )
     open_bundle(step.out / BUNDLE, verify=True)

@@ -114,6 +114,9 @@ def test_a_bundle_opens_with_everything_in_it(parts: Parts, tmp_path: Path) -> N
     assert sorted(bundle.adapters) == ["code", "reasoning"]
     assert bundle.adapters["code"].read_bytes() == parts.adapters["code"].read_bytes()
     assert bundle.manifest.card == parts.card and bundle.answer_tokens == 512
+    parts.card["answer_tokens"] = 1024
+    parts.write(tmp_path / "taught")
+    assert open_bundle(tmp_path / "taught").answer_tokens == 1024
     assert bundle.manifest.contract.base_sha256 == hashlib.sha256(parts.base.read_bytes()).hexdigest()
     assert bundle.manifest.contract.template_sha256 == hashlib.sha256(TEMPLATE.encode()).hexdigest()
     assert "python" in bundle.manifest.versions
