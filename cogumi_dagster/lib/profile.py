@@ -295,6 +295,13 @@ class ModifiersConfig(Section):
         rank_attention=16, rank_feed_forward=16, alpha=32, learning_rate=5e-4, max_steps=40, load_in_4bit=False
     )
 
+    @field_validator("rank")
+    @classmethod
+    def _each_has_a_rank(cls, ranks: Mapping[ModifierName, int]) -> Mapping[ModifierName, int]:
+        if missing := [name for name in MODIFIERS if name not in ranks]:
+            raise ValueError(f"no rank for {', '.join(missing)}: name one for each modifier")
+        return ranks
+
 
 class StrategyConfig(Section):
     families: tuple[str, ...] = ("scheduling",)

@@ -56,6 +56,7 @@ def test_a_typo_names_file_key_and_nearest(tmp_path: Path, text: str, key: str, 
         ("training: {epochs: -1}", "training.epochs"),
         ("training: {epochs: many}", "not 'many'"),
         ("dataset: {mix: {coding: 1.0}}", "dataset.mix.coding"),
+        ("modifiers: {rank: {code: 8}}", "no rank for reasoning, automation"),
         ("store: {kind: s3}", "store.bucket is not set"),
         ("compression: {gguf_type: Q9}", "compression.gguf_type"),
         (
