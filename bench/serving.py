@@ -15,9 +15,9 @@ prompt and a conversation's next turn, each after the same adapter and after ano
 ``decode``: tokens a second with each adapter and without, in turn, alone and
 in all slots. ``interleaved``: requests with adapters in random order, several at once, each answer against the one that
 the same adapter gave to the same prompt alone. What batches move by rounding is measured beside it: the same requests,
-as many at once, one adapter after the other. An answer counts as contaminated where its first token's log-probability
-is further off than any of those and nearer to another adapter's; beside it stand the answers whose text is not their
-own adapter's but another's, which rounding alone can bring about where two tokens are as likely.
+as many at once, one adapter after the other. An answer counts as contaminated where its tokens' log-probabilities are
+further off than any of those and nearer to another adapter's. An answer of another text is no sign of it by itself:
+where two tokens are as likely, rounding chooses between them, and it is often the other that another adapter prefers.
 """
 
 import argparse
@@ -26,9 +26,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
 
-from cogumi_dagster.lib.inference import Completion, Message
+from cogumi_dagster.lib.inference import Message
 from cogumi_dagster.lib.inference.llama import LlamaEngine
 from cogumi_dagster.lib.tasks import draw_tasks, families_of
 
@@ -142,10 +144,32 @@ def decode(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Cha
         print(f"| decode, {label} (aim: >= 0.85 of the base) | base {base:.0f} tokens/s; {shares} |", flush=True)
 
 
+class Answer(NamedTuple):
+    """Its tokens as text and how it ended, and the tokens' natural-log probabilities (the end has none)."""
+
+    tokens: tuple[str, ...]
+    logprobs: tuple[float, ...]
+
+    def off(self, other: "Answer") -> float:
+        """The largest difference of log-probabilities up to and with the first token that differs, in nats.
+
+        Where rounding chooses between two tokens, each is the likelier by less than what rounding moves: so their
+        log-probabilities, each from the answer that took it, are no further apart than those of a token in both.
+        """
+        alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, other.tokens, strict=False)))
+        pairs = zip(self.logprobs[: alike + 1], other.logprobs[: alike + 1], strict=False)
+        return max(abs(mine - its) for mine, its in pairs)
+
+
 def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], requests: int) -> None:
-    def ask(request: tuple[str | None, int]) -> Completion:
+    def ask(request: tuple[str | None, int]) -> Answer:
         name, place = request
-        return engine.chat(chats[place], adapter=name, max_tokens=ANSWER_TOKENS, logprobs=True)
+        chunks = list(engine.stream(chats[place], adapter=name, max_tokens=ANSWER_TOKENS, logprobs=True))
+        whole = chunks[-1].completion
+        assert whole is not None
+        tokens = tuple(chunk.text for chunk in chunks[:-1])
+        assert len(tokens) == len(whole.logprobs), whole
+        return Answer((*tokens, whole.finish_reason), whole.logprobs)
 
     alone = {(name, place): ask((name, place)) for name in names for place in range(len(chats))}
     draw = random.Random(1)
@@ -159,31 +183,31 @@ def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequenc
         ]
         mixed = list(zip(asked, pool.map(ask, asked), strict=True))
 
-    def off(request: tuple[str | None, int], answer: Completion, other: str | None) -> float:
-        return abs(answer.logprobs[0] - alone[other, request[1]].logprobs[0])
-
-    rounding = max(off(request, answer, request[0]) for request, answer in apart)
+    rounding = max(answer.off(alone[request]) for request, answer in apart)
     for what, answers in (("one adapter after the other", apart), ("interleaved", mixed)):
-        own = [off(request, answer, request[0]) for request, answer in answers]
-        equal = sum(answer.text == alone[request].text for request, answer in answers)
+        off = [answer.off(alone[request]) for request, answer in answers]
+        differ = [
+            (request, moved)
+            for moved, (request, answer) in zip(off, answers, strict=True)
+            if answer.tokens != alone[request].tokens
+        ]
         foreign = sum(
-            here > rounding and min(off(request, answer, other) for other in names if other != request[0]) < here
-            for here, (request, answer) in zip(own, answers, strict=True)
-        )
-        others = sum(
-            answer.text != alone[request].text and answer.text in {alone[other, request[1]].text for other in names}
-            for request, answer in answers
+            moved > rounding and min(answer.off(alone[n, request[1]]) for n in names if n != request[0]) < moved
+            for moved, (request, answer) in zip(off, answers, strict=True)
         )
         print(
-            f"| {len(answers):,} requests, {what}, {engine.slots} at once | {equal:,} equal to the same request alone; "
-            f"first log-probability off by {statistics.fmean(own):.4f} on average, at most {max(own):.3f}; "
-            f"{foreign} beyond the first row's and nearer to another adapter's; {others} with another adapter's text |",
+            f"| {len(answers):,} requests, {what}, {engine.slots} at once | {len(answers) - len(differ):,} equal to "
+            f"the same request alone; log-probabilities off by {statistics.fmean(off):.4f} on average, at most "
+            f"{max(off):.3f}; those of another text are {len({request for request, _ in differ})} requests, off by at "
+            f"most {max((moved for _, moved in differ), default=0.0):.3f}; {foreign} further off than any of the first "
+            "row's, and nearer to another adapter's |",
             flush=True,
         )
-    between = [
-        off((name, place), alone[name, place], other) for name, place in alone for other in names if other != name
-    ]
-    print(f"| first log-probability, adapters against each other | {statistics.median(between):.3f} apart (median) |")
+    between = [answer.off(alone[n, place]) for (name, place), answer in alone.items() for n in names if n != name]
+    print(
+        f"| an adapter's answer alone against another's | {statistics.median(between):.3f} off (median); "
+        f"{sum(gap > rounding for gap in between)} of {len(between)} by more than rounding moves |"
+    )
 
 
 def turns(base: Path, count: int = 6) -> None:
@@ -243,7 +267,7 @@ def main() -> None:
     names: list[str | None] = [None, *adapters]
     print("| figure | value |\n|---|---|")
     load(arguments.base, adapters)
-    chats = [[{"role": "user", "content": f"Count from {n} upwards, number by number."}] for n in range(12)]
+    chats: list[Chat] = [[{"role": "user", "content": f"Count from {n} upwards, number by number."}] for n in range(12)]
     engine = LlamaEngine(arguments.base, adapters, slots=arguments.slots, context=512, reuse_prompts=False)
     switch(engine, names)
     decode(engine, names, chats)
