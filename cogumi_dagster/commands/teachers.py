@@ -106,7 +106,7 @@ def show_dataset_plan(as_json: bool) -> None:
     print_table(Table("The dataset's teachers, before anything is sent", "", columns, lines))
     console.print(
         f"\n{plan.calls:,} calls for {plan.tasks:,} tasks (estimated from {plan.sampled:,}): "
-        f"about {_usd(plan.usd)}, at most {_usd(plan.worst_usd)}."
+        f"{_cost(plan.usd, plan.worst_usd)}."
     )
     if later:
         lines = tuple((r.domain, r.teacher, r.step, *_figures(r)) for r in later)
@@ -115,8 +115,7 @@ def show_dataset_plan(as_json: bool) -> None:
         about, worst = sum_known([row.usd for row in later]), sum_known([row.worst_usd for row in later])
         console.print(
             f"\n{sum(row.calls for row in later):,} calls if the base fails every task, every cheaper teacher is "
-            f"rejected and every batch attempted: about {_usd(about)}, at most {_usd(worst)}. What is answered already "
-            "is not taken off."
+            f"rejected and every batch attempted: {_cost(about, worst)}. What is answered already is not taken off."
         )
     if any(row.basis == LONGEST for row in (*plan.rows, *later)):
         console.print("Where a teacher has no history, its answers (and its thinking) count as long as they may be.")
@@ -136,6 +135,11 @@ def _figures(row: PlannedCalls) -> tuple[str, ...]:
 
 def _usd(value: float | None) -> str:
     return "price unknown" if value is None else f"${value:.4f}" if value < 100 else f"${value:,.2f}"
+
+
+def _cost(about: float | None, worst: float | None) -> str:
+    """Both are None where a teacher has no price."""
+    return "price unknown" if about is None else f"about {_usd(about)}, at most {_usd(worst)}"
 
 
 @contextmanager
