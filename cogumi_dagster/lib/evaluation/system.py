@@ -78,8 +78,8 @@ def evaluate_system(
 ) -> SystemReport:
     """Answer fresh test tasks with base and modifiers, decide each with the router, and compare.
 
-    Decoding is greedy, so deciding over stored answers equals serving them; a few tasks go through the
-    assistant itself to prove it.
+    Decoding is greedy, so deciding over stored answers equals serving them, but for what a batch of another
+    size rounds otherwise; a few tasks go through the assistant itself to see it.
     """
     tasks = system_tasks(count, seed)
     by_id = {task.id: task for task in tasks}
