@@ -158,7 +158,7 @@ class Answer(NamedTuple):
         """
         alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, other.tokens, strict=False)))
         pairs = zip(self.logprobs[: alike + 1], other.logprobs[: alike + 1], strict=False)
-        return max(abs(mine - its) for mine, its in pairs)
+        return max((abs(mine - its) for mine, its in pairs), default=0.0)
 
 
 def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequence[Chat], requests: int) -> None:
@@ -191,18 +191,18 @@ def interleaved(engine: LlamaEngine, names: Sequence[str | None], chats: Sequenc
             for moved, (request, answer) in zip(off, answers, strict=True)
             if answer.tokens != alone[request].tokens
         ]
-        foreign = sum(
-            moved > rounding and min(answer.off(alone[n, request[1]]) for n in names if n != request[0]) < moved
-            for moved, (request, answer) in zip(off, answers, strict=True)
-        )
         print(
             f"| {len(answers):,} requests, {what}, {engine.slots} at once | {len(answers) - len(differ):,} equal to "
             f"the same request alone; log-probabilities off by {statistics.fmean(off):.4f} on average, at most "
             f"{max(off):.3f}; those of another text are {len({request for request, _ in differ})} requests, off by at "
-            f"most {max((moved for _, moved in differ), default=0.0):.3f}; {foreign} further off than any of the first "
-            "row's, and nearer to another adapter's |",
+            f"most {max((moved for _, moved in differ), default=0.0):.3f} |",
             flush=True,
         )
+    foreign = sum(
+        rounding < answer.off(alone[request]) > min(answer.off(alone[n, request[1]]) for n in names if n != request[0])
+        for request, answer in mixed
+    )
+    print(f"| interleaved, further off than any unmixed and nearer to another adapter's | {foreign} |")
     between = [answer.off(alone[n, place]) for (name, place), answer in alone.items() for n in names if n != name]
     print(
         f"| an adapter's answer alone against another's | {statistics.median(between):.3f} off (median); "

@@ -60,9 +60,8 @@ def serving_bundle(step: Step) -> BundleReport:
         card={
             "profile": step.profile.name,
             "artifacts": step.versions(),
-            "answer_tokens": max(
-                SERVED_TOKENS, step.profile.taught_tokens
-            ),  # at least what its router was calibrated with
+            # at least what its router was calibrated with
+            "answer_tokens": max(SERVED_TOKENS, step.profile.taught_tokens),
         },
     )
     open_bundle(step.out / BUNDLE, verify=True)
